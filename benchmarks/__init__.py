@@ -1,0 +1,1 @@
+"""Speed of exported models, beside what the machine can do."""

@@ -1,0 +1,97 @@
+"""Stage report: gather what the stages measured into results.json, then write the page and the card."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from compress import results
+from compress.config import Config, as_dict
+from compress.report import write_model_card, write_report
+from compress.run import ROOT, Run, command
+from faces.files import write_json
+
+STAGES = ("data", "teacher", "adapt", "distill", "export", "evaluate", "benchmark")
+_PACKAGES = (
+    "bridgeface",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "litert-torch",
+    "ai-edge-litert",
+    "dlib-bin",
+)
+
+
+def settings(config: Config) -> Any:
+    return []
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Writes results.json, report.html and MODEL_CARD.md."""
+    facts = {stage: run.facts(stage) for stage in STAGES}
+    records = {stage: run.record(stage) for stage in STAGES}
+    teacher = {key: value for key, value in facts["teacher"].items() if key != "reference_source"}
+    gathered = {
+        "schema": 1,
+        "teacher": teacher,
+        "student": facts["distill"],
+        "accuracy": facts["evaluate"]["accuracy"],
+        "artifacts": facts["export"]["artifacts"],
+        "throughput": facts["benchmark"]["throughput"],
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
+        "reference": facts["evaluate"]["reference"] or None,
+        "data": {key: facts["data"][key] for key in ("public", "split", "skipped", "landmark_misses")},
+        "run": {
+            "command": command(),
+            "started": run.started(),
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "seeds": {"run": run.config.seed},
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+            "config": as_dict(run.config),
+            "git": _revision(),
+            "warnings": _warnings(facts),
+        },
+    }  # fmt: skip
+    results.validate(gathered)
+    write_json(run.path("results.json"), gathered)
+    page = write_report(run.folder)
+    write_model_card(run.folder)
+    return {"summary": str(page)}
+
+
+def _warnings(facts: dict[str, Any]) -> list[str]:
+    found = []
+    if facts["teacher"]["bootstrap"]:
+        found.append(
+            f"The teacher is a bootstrap: random {facts['teacher']['name']} weights fitted to another network. "
+            f"Its figures, and the student's, say nothing about a trained {facts['teacher']['name']}."
+        )
+    found += [
+        f"{row['path']} missed its parity tolerance and was kept on request: {row['parity']['reason']}"
+        for row in facts["export"]["artifacts"]
+        if not row["parity"]["passed"]
+    ]
+    return found
+
+
+def _cpu() -> str | None:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _revision() -> str | None:
+    """The checkout's git revision, `+` behind it where files are changed; None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,228 @@
+"""One frozen, validated configuration: preset, then `--config FILE.toml`, then options, then `--set key=value`."""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from faces.degrade import Degradation
+from faces.errors import UserError
+from students.train import Recipe
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """public: what to train on (`orl`, folders, tar shards); val: a test set of its own instead of the split;
+    pairs: a CSV of fixed test pairs; detector: `dlib` or `yunet:FILE`; aligned: the images are ArcFace crops
+    already; test_share: share of identities held out; allow_leaks: go on when val is not independent."""
+
+    public: tuple[str, ...] = ("orl",)
+    val: str | None = None
+    pairs: str | None = None
+    detector: str = "dlib"
+    aligned: bool = False
+    test_share: float = Field(0.25, gt=0, lt=1)
+    allow_leaks: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Teacher:
+    """weights: a file or `hub`; method: how it is adapted to low resolution; views: forward passes that a
+    bootstrap may spend on the public faces."""
+
+    name: str = "swin_b"
+    weights: str | None = None
+    method: Literal["none"] = "none"
+    views: int = Field(1200, ge=10, le=3000)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Adapt:
+    """Step 1, cross-dataset distillation. balance and temperature: lambda and T of eqs. 1 and 3, which the paper
+    does not state; steps, batch, lr, weight_decay: AdamW for both the re-fitted softmax and the module."""
+
+    balance: float = Field(1.0, ge=0)
+    temperature: float = Field(4.0, gt=0)
+    steps: int = Field(600, ge=1)
+    batch: int = Field(256, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Distill(Recipe):
+    """Step 2, resolution-adapted distillation: the recipe of the student's training, and its mode.
+
+    mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
+    adapted target. weights: a safetensors file to start from. margin: share of the crop kept around the template.
+    """
+
+    student: str = "tiny16"
+    mode: Literal["c", "s", "dc", "sc"] = "sc"
+    weights: str | None = None
+    margin: float = Field(0.125, ge=0, le=0.5)
+    samples: int = Field(300_000, ge=1)
+    batch: int = Field(256, ge=2)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(3e-3, gt=0)
+    loss: Literal["relational", "regression"] = "relational"
+    temperature: float = Field(10.0, gt=0)
+    versions: int = Field(0, ge=0)
+    degradation: Degradation = Field(default_factory=Degradation)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Export:
+    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    allow_parity_failure: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluate:
+    """px: resolutions of same@p and cross@p; most: genuine (and impostor) pairs at most; folds: of the accuracy."""
+
+    px: tuple[int, ...] = (32, 16, 8)
+    most: int = Field(3000, ge=10)
+    folds: int = Field(10, ge=2)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Benchmark:
+    batches: tuple[int, ...] = (1, 32, 256)
+    threads: int = Field(1, ge=1)
+    windows: int = Field(10, ge=10)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    preset: Literal["quick", "standard", "paper"] = "quick"
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    data: Data = Field(default_factory=Data)
+    teacher: Teacher = Field(default_factory=Teacher)
+    adapt: Adapt = Field(default_factory=Adapt)
+    distill: Distill = Field(default_factory=Distill)
+    export: Export = Field(default_factory=Export)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    benchmark: Benchmark = Field(default_factory=Benchmark)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The embedded ORL faces: minutes on two cores.
+    "quick": {},
+    # The user's own faces: more samples, larger batches.
+    "standard": {"distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
+    # Section III-D and IV of the paper: SGD at .001, batch 256, 16 fixed versions a face, squared regression,
+    # labels first (the paper pre-trains on labels for a share that it does not state).
+    "paper": {
+        "distill": {
+            "samples": 58_000_000,
+            "batch": 256,
+            "optimiser": "sgd",
+            "lr": 1e-3,
+            "versions": 16,
+            "loss": "regression",
+            "pretrain": 0.2,
+            "weight_decay": 0.0,
+        },
+        "adapt": {"steps": 3000},
+    },
+}
+
+
+def load_config(preset: str, file: str | None, options: dict[str, Any], settings: Iterable[str], **top: Any) -> Config:
+    """Merge and validate. `options` are dotted keys with values, `settings` are strings `key=value`.
+
+    UserError: an unreadable TOML file, an unknown key (the nearest known one is named), a value out of range.
+    """
+    merged: dict[str, Any] = {
+        "preset": preset,
+        **{key: value for key, value in top.items() if value is not None},
+    }
+    _merge(merged, PRESETS[preset])
+    if file is not None:
+        try:
+            _merge(merged, tomllib.loads(Path(file).read_text()))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise UserError(f"{file} cannot be read as a TOML configuration: {problem}") from None
+    for key, value in options.items():
+        if value is not None:
+            _put(merged, key, value)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set takes key=value, got {setting!r}")
+        _put(merged, key.strip(), _parse(text.strip()))
+    _check_keys(merged)
+    try:
+        return TypeAdapter(Config).validate_python(merged)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def known_keys(value: Any = None, prefix: str = "") -> list[str]:
+    """All dotted keys of the configuration, sorted."""
+    keys = []
+    for key, inner in as_dict(value or Config()).items() if not isinstance(value, dict) else value.items():
+        keys += known_keys(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [prefix + key]
+    return sorted(keys)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _put(into: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for key in path:
+        into = into.setdefault(key, {})
+        if not isinstance(into, dict):
+            raise UserError(f"{dotted!r} goes below a plain value; known keys: {', '.join(known_keys())}")
+    into[last] = value
+
+
+def _parse(text: str) -> Any:
+    """TOML's own values; anything else is a string, so `--set distill.loss=regression` needs no quotes."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_keys(merged: dict[str, Any]) -> None:
+    known = known_keys()
+    for key in _flat(merged):
+        if key not in known:
+            last = {name.rpartition(".")[2]: name for name in known}
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.5)]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"unknown setting {key!r}{hint} (known: {', '.join(known)})")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, inner in values.items():
+        keys += _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [prefix + key]
+    return keys

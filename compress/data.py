@@ -1,0 +1,89 @@
+"""Stage data: read the public faces, check and align them, split them by identity."""
+
+from pathlib import Path
+from typing import Any
+
+from compress.config import Config
+from compress.run import Run
+from faces.dataset import Faces, concatenate, find_leaks, split_identities
+from faces.errors import UserError
+from faces.files import write_json
+from faces.sources import open_faces, recognise
+
+TRAIN, TEST = "work/train.npz", "work/test.npz"
+
+
+def settings(config: Config) -> Any:
+    """The stage's settings and the state (name, size, time) of every file it reads."""
+    state = []
+    for spec in (*config.data.public, *filter(None, (config.data.val, config.data.pairs))):
+        path = Path(spec).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+        stats = [(str(file), file.stat()) for file in files]
+        state.append([spec, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
+    return [config.data, config.seed, state]
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Writes work/train.npz, work/test.npz and split.json."""
+    data = run.config.data
+    public = concatenate([_open(run, spec) for spec in data.public])
+    if data.val is not None:
+        train, test = public, _open(run, data.val)
+        if not len(test.labelled):
+            raise UserError(f"{data.val} has no person with two faces, so nothing can be verified on it")
+        if not data.allow_leaks and (reasons := find_leaks(train, test)):
+            raise UserError(
+                f"the test set is not independent of the training set in {len(reasons)} places: "
+                f"{'; '.join(reasons[:3])}. Remove them, or accept it with --set data.allow_leaks=true"
+            )
+    else:
+        train_indices, test_indices = split_identities(public, data.test_share, run.config.seed)
+        train, test = public.subset(train_indices), public.subset(test_indices)
+    write_json(
+        run.path("split.json"),
+        {
+            part: {"identities": list(faces.names), "keys": list(faces.keys)}
+            for part, faces in (("train", train), ("test", test))
+        },
+    )
+    train.save(run.path(TRAIN))
+    test.save(run.path(TEST))
+    every = public.integrity
+    return {
+        "summary": f"{len(train)} faces of {len(train.names)} people to learn from, {len(test)} of "
+        f"{len(test.names)} unseen people to test on; {sum(every.skipped.values())} skipped, "
+        f"{len(every.missed)} without a face found",
+        "public": {
+            "name": public.source,
+            "faces": len(public),
+            "identities": len(public.names),
+            "unlabelled": int((public.identities < 0).sum()),
+            "licence": public.licence,
+        },
+        "split": {
+            "train_faces": len(train),
+            "train_identities": len(train.names),
+            "test_faces": len(test),
+            "test_identities": len(test.names),
+        },
+        "skipped": dict(every.skipped),
+        "landmark_misses": list(every.missed),
+        "test_name": data.val or public.source,
+    }
+
+
+def load_parts(run: Run) -> tuple[Faces, Faces]:
+    """(train, test) of an ended data stage."""
+    return Faces.load(run.path(TRAIN)), Faces.load(run.path(TEST))
+
+
+def _open(run: Run, spec: str) -> Faces:
+    recognise(spec)
+    with run.progress(f"reading {spec}", total=None) as advance:
+        faces = open_faces(spec, detector=run.config.data.detector, aligned=run.config.data.aligned, progress=advance)
+    for reason, count in faces.integrity.skipped.items():
+        run.log.info("%s: %d x %s", spec, count, reason)
+    for key in faces.integrity.missed:
+        run.log.info("%s: no face found in %s", spec, key)
+    return faces

@@ -1,0 +1,114 @@
+"""Stage distill: step 2, resolution-adapted distillation (bridge distillation, eqs. 4-6).
+
+Wires labels and targets to `students.train`; the teacher itself is never loaded. Modes: c = labels only,
+s = adapted target only, dc = labels and the teacher's own feature, sc = labels and adapted target.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from compress import adapt, teach
+from compress.config import Config, Distill
+from compress.data import load_parts
+from compress.run import Run
+from faces.align import crop
+from faces.dataset import CROP_PX, Faces
+from faces.errors import UserError
+from faces.files import whole
+from students.registry import create_student
+from students.tiny import Tiny, count_macs, count_parameters
+from students.train import Examples, train_student
+
+STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetensors"
+
+
+def settings(config: Config) -> Any:
+    return [config.distill, config.seed, config.device, torch.get_num_threads(), torch.__version__]
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Writes student.safetensors and curves.csv; beside a bootstrap also its reference's student."""
+    train, _ = load_parts(run)
+    settings = run.config.distill
+    targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
+    student = _train(run, train, targets, STUDENT, "distill")
+    if run.facts("teacher")["bootstrap"]:
+        reference = {"dc": teach.REFERENCE_FEATURES}.get(settings.mode, adapt.REFERENCE_TARGETS)
+        _train(run, train, reference if targets else None, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
+    px = student.input_px
+    return {
+        "summary": f"{settings.student}, mode {settings.mode}, {settings.loss} loss, "
+        f"{settings.steps * settings.batch:,} degraded faces seen",
+        "name": settings.student,
+        "params": count_parameters(student),
+        "macs": count_macs(student, px),
+        "mode": settings.mode,
+        "loss": "none" if settings.mode == "c" else settings.loss,
+        "input_px": px,
+        "embedding_dim": student.mimic.out_features,
+    }
+
+
+def load_student(run: Run, file: str = STUDENT) -> Tiny:
+    """The student of an ended distill stage, in evaluation mode."""
+    student = create_student(run.config.distill.student)
+    student.load_state_dict(load_file(run.path(file)))
+    return student.eval()
+
+
+def training_crops(faces: Faces, px: int, margin: float) -> np.ndarray:
+    """(N, S, S, 3) uint8: crops three times the input's side, but no finer than the stored ones are."""
+    finest = round(CROP_PX * 0.9 * (1 + 2 * margin))
+    return crop(faces.images, faces.landmarks, "arcface", min(3 * px, finest), margin)
+
+
+def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int) -> Examples:
+    """What `students.train` takes, for a mode: labels only where the mode has a `c`."""
+    labels = faces.identities if "c" in how.mode else None
+    return Examples(training_crops(faces, px, how.margin), how.margin, targets, labels)
+
+
+def start_student(how: Distill, seed: int) -> Tiny:
+    """A fresh student by seed, or one that starts from `how.weights`."""
+    torch.manual_seed(seed)
+    student = create_student(how.student)
+    if how.weights is not None:
+        try:
+            student.load_state_dict(load_file(how.weights))
+        except Exception as problem:
+            raise UserError(f"{how.weights} does not hold the weights of a {how.student}: {problem}") from None
+    return student
+
+
+def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: str) -> Tiny:
+    how, config = run.config.distill, run.config
+    student = start_student(how, config.seed)
+    examples = prepare(train, run.array(targets_file) if targets_file else None, how, student.input_px)
+    checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
+    final = run.path(f"work/{Path(file).stem}-{run.key}.safetensors")
+    if final.exists():
+        # The stage was killed after this student and before the next.
+        student.load_state_dict(load_file(final))
+        return student.eval()
+    with run.progress(what, how.steps) as advance:
+        curve = train_student(student, examples, how, config.seed, config.device, checkpoint, advance)
+    if file == STUDENT:
+        _write_curve(run.path("curves.csv"), curve)
+    state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    for path in (final, run.path(file)):
+        with whole(path) as temporary:
+            save_file(state, temporary, {"student": how.student, "format": "bridgeface-student-1"})
+    checkpoint.unlink(missing_ok=True)
+    return student
+
+
+def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    with whole(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(curve[-1]))
+        writer.writeheader()
+        writer.writerows(curve)

@@ -1,0 +1,147 @@
+"""Stage evaluate: teacher, student and artifacts on the same pairs of unseen people, protocol by protocol."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import export
+from compress import strip, teach
+from compress.adapt import load_adapter
+from compress.artifacts import student_crops
+from compress.config import Config
+from compress.data import load_parts
+from compress.distill import REFERENCE_STUDENT, load_student
+from compress.run import Run
+from export.stage import reference_embeddings
+from faces import verification
+from faces.align import crop
+from faces.dataset import Faces
+from faces.degrade import reduce
+from faces.verification import FARS, Pairs, Roc
+
+Embed = Callable[[int | None], np.ndarray]
+"""Resolution in px (None = full size) -> embeddings (N, D) of the test faces at it."""
+
+
+def settings(config: Config) -> Any:
+    return [config.evaluate, config.data.pairs, config.seed]
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Accuracy rows of every model, and strip.npz for the report."""
+    _, test = load_parts(run)
+    how = run.config.evaluate
+    pairs = test_pairs(test, run.config)
+    data = {"data": run.facts("data")["test_name"], "split": "test"}
+    student = load_student(run)
+    input_px = student.input_px
+
+    def embed_student(px: int | None) -> np.ndarray:
+        return reference_embeddings(student, student_crops(test, px, input_px))
+
+    teacher = teach.load_teacher(run)
+    levels = (None, *how.px)
+    with run.progress(f"{teacher.name} on unseen people", len(test) * len(levels)) as advance:
+        chips = crop(test.images, test.landmarks, teacher.template, teacher.input_px)
+        embeddings = {px: teacher.embed(reduce(chips, px, teacher.input_px), progress=advance) for px in levels}
+    rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, how.px))
+    rows += protocol_rows("student", embed_student, "cosine", test, pairs, how.px)
+    if run.config.distill.mode in ("s", "sc"):
+        rows += _shared_space(run, embeddings[None], embed_student, test, pairs, how.px)
+    for artifact in run.facts("export")["artifacts"]:
+        loaded = export.load(run.path(artifact["path"]))
+        found = loaded.embed(student_crops(test, input_px, input_px))
+        rows.append(row(artifact["path"], f"same@{input_px}", found, found, "cosine", test, pairs))
+    reference = []
+    if run.facts("teacher")["bootstrap"]:
+        other = load_student(run, REFERENCE_STUDENT)
+        reference = [
+            {**one, **data, "source": f"the same recipe with {teach.REFERENCE} as its teacher"}
+            for one in protocol_rows(
+                f"{run.config.distill.student} from {teach.REFERENCE}",
+                lambda px: reference_embeddings(other, student_crops(test, px, input_px)),
+                "cosine", test, pairs, how.px,
+            )
+        ]  # fmt: skip
+    strip.write(run.path("strip.npz"), test, pairs, embed_student, (112, 32, 16, 8))
+    headline = {one["model"]: one for one in rows if one["protocol"] == f"same@{min(input_px, max(how.px))}"}
+    parts = [
+        f"{model} {one['accuracy']:.1f}% [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"
+        for model, one in headline.items()
+        if model in ("teacher", "student")
+    ]
+    return {
+        "summary": f"{next(iter(headline.values()))['protocol']} on {pairs.same.size} pairs of unseen people: {', '.join(parts)}",
+        "accuracy": [{**one, **data} for one in rows],
+        "reference": reference,
+    }
+
+
+def test_pairs(test: Faces, config: Any) -> Pairs:
+    """The fixed pairs of `data.pairs`, else balanced ones drawn from the test people."""
+    if config.data.pairs is not None:
+        return verification.read_pairs(Path(config.data.pairs), test.keys)
+    return verification.make_pairs(test.identities, config.seed, config.evaluate.most, config.evaluate.folds)
+
+
+def protocol_rows(
+    model: str, embed: Embed, metric: str, test: Faces, pairs: Pairs, sizes: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """Rows `full`, and `same@p` and `cross@p` for each size."""
+    full = embed(None)
+    yield row(model, "full", full, full, metric, test, pairs)
+    for px in sizes:
+        low = embed(px)
+        yield row(model, f"same@{px}", low, low, metric, test, pairs)
+        yield row(model, f"cross@{px}", full, low, metric, test, pairs)
+
+
+def row(
+    model: str, protocol: str, first: np.ndarray, second: np.ndarray, metric: str, test: Faces, pairs: Pairs
+) -> dict[str, Any]:
+    """One accuracy row of results.json. first, second: (N, D), the test faces as first and as second image."""
+    scores = verification.similarity(first[pairs.a], second[pairs.b], metric)
+    correct = verification.correct_by_fold(scores, pairs)
+    accuracy = float(correct.mean())
+    low, high = verification.bootstrap_interval(correct, pairs, test.identities)
+    roc = Roc.of(first, second, test.identities, metric)
+    fmr, tmr = roc.curve()
+    by_fold = [correct[pairs.fold == fold].mean() for fold in range(pairs.folds)]
+    return {
+        "model": model,
+        "protocol": protocol,
+        "accuracy": _percent(accuracy),
+        "ci95": [_percent(min(low, accuracy)), _percent(max(high, accuracy))],
+        "pairs": len(scores),
+        "folds": pairs.folds,
+        "rank1": _percent(verification.rank1(first, second, test.identities, metric)),
+        "tar_at_far": {
+            f"1e-{round(-np.log10(far))}": None if (tar := roc.tar_at(far)) is None else _percent(tar) for far in FARS
+        },
+        "eer": _percent(roc.eer()),
+        "std_folds": _percent(float(np.std(by_fold))),
+        "roc": {"fmr": fmr, "tmr": tmr},
+    }
+
+
+def _shared_space(
+    run: Run, teacher_full: np.ndarray, embed: Embed, test: Faces, pairs: Pairs, sizes: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """cross@p with the gallery embedded by the adapted teacher at full size: the student shares its space."""
+    gallery = load_adapter(run).targets(teacher_full)
+    for px in sizes:
+        yield row(
+            "student, gallery by the adapted teacher",
+            f"cross@{px}",
+            gallery,
+            embed(px),
+            "cosine",
+            test,
+            pairs,
+        )
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 4)

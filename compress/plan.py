@@ -1,0 +1,139 @@
+"""Before a run: are the names and paths right, which stages would run, how long and how large."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from compress.config import Config
+from compress.run import Run, Stage
+from faces.dataset import CROP_PX
+from faces.errors import UserError
+from faces.sources import recognise
+from students.registry import create_student
+from students.tiny import EMBEDDING_DIM
+from students.train import Examples, Recipe, train_student
+from teachers.bootstrap import view_count
+from teachers.registry import Teacher, create_teacher, known_teacher
+
+_STEPS = 8
+# The wall time of the stages that do not grow with the data: export of two files, their timing, the report.
+_FIXED = {"adapt": 10.0, "export": 30.0, "benchmark": 15.0, "report": 10.0}
+
+
+def choose(stages: Sequence[Stage], names: str | None) -> list[Stage]:
+    """The stages named in a comma-separated list, in their own order; all where it is None."""
+    if names is None:
+        return list(stages)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    known = [stage.name for stage in stages]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"unknown stage {unknown[0]!r}. Known: {', '.join(known)}")
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def check(config: Config) -> None:
+    """UserError for what can be known to be wrong before any work is done."""
+    known_teacher(config.teacher.name)
+    create_student(config.distill.student)
+    for spec in (*config.data.public, *filter(None, [config.data.val])):
+        recognise(spec)
+    for file in (config.data.pairs, config.distill.weights):
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"no file {file}")
+    weights = config.teacher.weights
+    if weights not in (None, "hub") and not Path(str(weights)).is_file():
+        raise UserError(f"no weights file {weights}; give an existing file, or `hub` to download")
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(
+            f"device {config.device!r} cannot be used here ({reason}); leave --device out for the CPU"
+        ) from None
+
+
+def clear(folder: Path, stages: Sequence[Stage]) -> None:
+    """Forget what a run folder holds (`--fresh`); files that a run did not write stay."""
+    for stage in stages:
+        (folder / "stages" / f"{stage.name}.json").unlink(missing_ok=True)
+    (folder / "run.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+
+
+def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
+    """Print a table of stages: done or not, expected time, disk and memory, measured on a few steps here."""
+    console = Console()
+    count = sum(1 for spec in config.data.public for _ in recognise(spec)[0]())
+    console.print(f"{count} records of public faces in {', '.join(config.data.public)}; timing a few steps ...")
+    seconds = {**_FIXED, **_measured(config, count)}
+    run = Run(folder, config, quiet=True)
+    table = Table(box=box.SIMPLE_HEAD, title=f"run folder {folder}", title_justify="left")
+    for heading in ("stage", "state", "expected"):
+        table.add_column(heading)
+    upstream_done = True
+    for stage in stages:
+        upstream_done = upstream_done and run.is_done(stage)
+        table.add_row(stage.name, *(("done", "-") if upstream_done else ("to do", f"{seconds[stage.name]:,.0f} s")))
+    console.print(table)
+    side = min(
+        3 * create_student(config.distill.student).input_px,
+        round(CROP_PX * 0.9 * (1 + 2 * config.distill.margin)),
+    )
+    crops = count * CROP_PX**2 * 3
+    memory = 2 * crops + count * (side**2 * 3 + 4 * EMBEDDING_DIM) + 1.5e9
+    disk = crops + count * 4 * (EMBEDDING_DIM + 512) + 50e6
+    console.print(f"about {disk / 1e9:.1f} GB of disk in the run folder, {memory / 1e9:.1f} GB of memory")
+
+
+def _measured(config: Config, count: int) -> dict[str, float]:
+    """Seconds of the stages that grow with the data, by arithmetic from a few timed steps on this machine."""
+    teacher = create_teacher(config.teacher.name, config.teacher.weights).to(config.device)
+    a_face = _seconds_a_face(teacher)
+    how = config.distill
+    views = 0
+    if teacher.bootstrap:
+        views = view_count(round(count * (1 - config.data.test_share)), config.teacher.views)
+    tested = round(count * config.data.test_share)
+    students = 2 if teacher.bootstrap else 1
+    return {
+        "data": count * _DETECT,
+        "teacher": (count + views) * a_face,
+        "distill": students * how.steps * _seconds_a_step(config),
+        "evaluate": tested * (1 + len(config.evaluate.px)) * a_face,
+    }
+
+
+# Detecting and aligning one face of about 100 px on one core.
+_DETECT = 0.012
+
+
+def _seconds_a_face(teacher: Teacher, batch: int = 16) -> float:
+    images = torch.zeros(batch, 3, teacher.input_px, teacher.input_px, device=next(teacher.parameters()).device)
+    forward = getattr(teacher.backbone, "features", teacher.backbone) if teacher.bootstrap else teacher
+    with torch.inference_mode():
+        forward(images)
+        began = time.perf_counter()
+        forward(images)
+    return (time.perf_counter() - began) / batch
+
+
+def _seconds_a_step(config: Config) -> float:
+    student = create_student(config.distill.student)
+    how = config.distill
+    side = 3 * student.input_px
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (how.batch, side, side, 3), dtype=np.uint8)
+    targets = rng.standard_normal((how.batch, EMBEDDING_DIM)).astype(np.float32)
+    examples = Examples(crops, how.margin, targets, np.arange(how.batch))
+    began = []
+    recipe = Recipe(samples=_STEPS * how.batch, batch=how.batch, loss=how.loss)
+    train_student(student, examples, recipe, 0, config.device, progress=lambda _: began.append(time.perf_counter()))
+    # The first steps warm up.
+    return (began[-1] - began[2]) / (len(began) - 3)

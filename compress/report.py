@@ -1,0 +1,135 @@
+"""The run's report (one self-contained HTML page) and its model card, from the files of the run folder only.
+
+Reads `results.json` (see `compress/results.py`), and where they are there `curves.csv` (columns step and
+loss), `strip.npz` (see `compress/strip.py`) and the artifacts' sidecars. The same files give the same bytes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from pydantic import BaseModel, ValidationError
+
+from compress import results, strip, words
+from compress.figures import accuracy_figures, loss_curve, speed_bars
+from compress.results import HEADLINE, Accuracy, Results, Throughput
+from export.sidecar import Threshold, path_of
+from faces.errors import UserError
+from faces.files import write_text
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class _Sidecar(BaseModel):
+    """The part of a sidecar that the card tells; the file itself need not be here."""
+
+    thresholds: dict[str, Threshold]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder/report.html` and return its path; UserError if results.json is missing or wrong."""
+    folder = Path(folder)
+    run = results.load(folder / "results.json")
+    view = _view(run) | {
+        "figures": accuracy_figures(run),
+        "bars": speed_bars(run.throughput),
+        "curve": loss_curve(folder / "curves.csv"),
+        "strip": strip.read(folder / "strip.npz"),
+    }
+    return _write(folder / "report.html", "report.html.j2", view)
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write `folder/MODEL_CARD.md` and return its path; UserError if results.json or a sidecar is wrong."""
+    folder = Path(folder)
+    run = results.load(folder / "results.json")
+    view = _view(run) | {"thresholds": _thresholds(run, folder)}
+    return _write(folder / "MODEL_CARD.md", "model_card.md.j2", view)
+
+
+def _write(path: Path, template: str, view: dict[str, Any]) -> Path:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= words.FILTERS
+    environment.globals["interval"] = words.interval
+    text = environment.get_template(template).render(view)
+    # A name may hold a lone surrogate, which UTF-8 cannot write.
+    write_text(path, text.encode("utf-8", "replace").decode())
+    return path
+
+
+def _view(run: Results) -> dict[str, Any]:
+    headline = _headline_row(run.accuracy)
+    where = (headline.data, headline.split) if headline else None
+    here = {(row.model, row.protocol): row for row in run.accuracy if (row.data, row.split) == where}
+    full = [row for row in run.accuracy if row.model == "teacher" and row.kind == "full"]
+    return {
+        "r": run,
+        "headline": headline,
+        "where": where,
+        "here": here,
+        "teacher_full": here.get(("teacher", "full")) or (full[0] if full else None),
+        "protocols": _protocols(here, headline),
+        "smallest": min(run.artifacts, key=lambda a: (a.parity.passed is not True, a.bytes), default=None),
+        "parity": _verdict(run),
+        "speed": {role: _fastest(run.throughput, role) for role in ("student", "teacher")},
+        "rates": sorted({rate for row in run.accuracy for rate in row.tar_at_far}, key=float, reverse=True),
+        "references": run.reference or [],
+        "reference_headline": _headline_row(run.reference or [], None),
+    }
+
+
+def _headline_row(rows: Sequence[Accuracy], model: str | None = "student") -> Accuracy | None:
+    """The row the page opens with: the student at 16 px, else its smallest resolution, else its first row."""
+    own = [row for row in rows if model in (None, row.model)]
+    named = [row for row in own if row.protocol == HEADLINE]
+    small = sorted((row for row in own if row.kind == "same"), key=lambda row: row.px or 0)
+    return next(iter(named + small + own), None)
+
+
+def _protocols(here: dict[tuple[str, str], Accuracy], headline: Accuracy | None) -> list[str]:
+    """Protocols of the headline table: full size, then the headline's resolution within and across."""
+    px = f"@{headline.px}" if headline and headline.px else "@"
+    there = {protocol for _, protocol in here}
+    return [protocol for protocol in ("full", f"same{px}", f"cross{px}") if protocol in there]
+
+
+def _verdict(run: Results) -> dict[str, Any]:
+    """How many artifacts passed, failed and were not judged, and one word for all."""
+    verdicts = [artifact.parity.passed for artifact in run.artifacts]
+    passed, failed, open_ = (sum(v is state for v in verdicts) for state in (True, False, None))
+    word = "failed" if failed else "not judged" if not passed else "passed"
+    return {"word": word, "passed": passed, "failed": failed, "open": open_, "all": len(verdicts)}
+
+
+def _fastest(rows: Sequence[Throughput], role: str) -> dict[str, Throughput | None]:
+    own = [row for row in rows if (row.artifact == "teacher") == (role == "teacher")]
+    return {
+        "best": max(own, key=lambda row: row.faces_per_second, default=None),
+        "single": max((r for r in own if r.batch == 1), key=lambda r: r.faces_per_second, default=None),
+    }
+
+
+def _thresholds(run: Results, folder: Path) -> list[tuple[dict[str, Threshold], list[str]]]:
+    """The sidecars' thresholds by false match rate, with the artifacts that share them."""
+    found: list[tuple[dict[str, Threshold], list[str]]] = []
+    for artifact in run.artifacts:
+        file = path_of(folder / artifact.path)
+        if not file.is_file():
+            continue
+        try:
+            rates = _Sidecar.model_validate_json(file.read_bytes()).thresholds
+        except ValidationError as error:
+            raise UserError(f"{file} is no sidecar: {error.errors()[0]['msg']}") from None
+        same = next((files for known, files in found if known == rates), None)
+        if same is not None:
+            same.append(artifact.path)
+        elif rates:
+            found.append((rates, [artifact.path]))
+    return found

@@ -1,0 +1,304 @@
+"""`results.json`, schema 1: what a run measured. Strict: an unknown key or a wrong type is an error.
+
+Units: accuracies, intervals, rank-1, TAR and EER are percent (0 to 100); a ROC's rates and `share` are
+fractions (0 to 1); `macs` counts a multiply and an add as one; times are seconds, latencies milliseconds.
+The keys marked "optional" are extras of schema 1: a reader must do without them.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from faces.errors import UserError
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+ROC_POINTS = 200
+HEADLINE = "same@16"
+"""The protocol that a run is judged by."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Teacher(_Part):
+    name: Name
+    """As given to `--teacher`."""
+    source: Name
+    """Where the weights come from: a file, a package, or what a bootstrap was fitted to."""
+    bootstrap: bool
+    """True where no face-recognition weights were given and the projection was fitted in closed form."""
+    method: Name
+    """`--teacher-method`: none, full, lora, petalface, octuplet or qgface."""
+    params: Count
+    """Parameters of the embedding network."""
+    macs: Count | None = None
+    """Optional: multiply-accumulates a face."""
+    input_px: Count | None = None
+    """Optional: side of the square input."""
+    embedding_dim: Count | None = None
+    """Optional: width of the embedding."""
+    licence: str | None = None
+    """Optional: licence of the weights."""
+
+
+class Student(_Part):
+    name: Name
+    """As given to `--student`."""
+    params: Count
+    """Parameters up to the mimic layer: what is deployed."""
+    macs: Count
+    """Multiply-accumulates a face."""
+    mode: Literal["c", "s", "dc", "sc"]
+    """What it learnt from: labels, adapted targets, labels and teacher features, labels and targets."""
+    loss: Name
+    """Distillation loss: regression or relational."""
+    input_px: Count | None = None
+    """Optional: side of the square input."""
+    embedding_dim: Count | None = None
+    """Optional: width of the embedding."""
+
+
+class Roc(_Part):
+    fmr: list[Fraction]
+    """False match rates, ascending, at most 200 points."""
+    tmr: list[Fraction]
+    """True match rate at each, never falling."""
+
+    @model_validator(mode="after")
+    def _curve(self) -> "Roc":
+        if len(self.fmr) != len(self.tmr):
+            raise ValueError(f"fmr has {len(self.fmr)} points, tmr {len(self.tmr)}")
+        if len(self.fmr) > ROC_POINTS:
+            raise ValueError(f"a ROC has at most {ROC_POINTS} points, this one {len(self.fmr)}")
+        if self.fmr != sorted(self.fmr) or self.tmr != sorted(self.tmr):
+            raise ValueError("the points of a ROC must rise in fmr and tmr")
+        return self
+
+
+class Accuracy(_Part):
+    model: Name
+    """`teacher`, `student` or the path of an artifact."""
+    data: Name
+    """Data set."""
+    split: Name
+    """Which part of it, e.g. `test`."""
+    protocol: Annotated[str, Field(pattern=r"^(full|(same|cross)@[1-9][0-9]*)$")]
+    """`full`; `same@P`: both images at P px; `cross@P`: the first full size, the second at P px."""
+    accuracy: Percent
+    """Verification accuracy, mean of the folds."""
+    ci95: Annotated[list[Percent], Field(min_length=2, max_length=2)]
+    """Bootstrap 95% interval of `accuracy`: low, high; contains it."""
+    pairs: Count
+    """Genuine and impostor pairs together."""
+    folds: Count
+    """Folds whose threshold was chosen on the others."""
+    rank1: Percent | None
+    """Closed-set rank-1 identification; null where it was not measured."""
+    tar_at_far: dict[str, Percent | None]
+    """TAR by FAR, the key a number such as `1e-2`; null where the impostor pairs are too few for it."""
+    eer: Percent | None = None
+    """Optional: equal error rate."""
+    roc: Roc | None = None
+    """Optional: the ROC curve."""
+    std_folds: NotNegative | None = None
+    """Optional: standard deviation over the folds, percentage points."""
+
+    @field_validator("tar_at_far")
+    @classmethod
+    def _rates(cls, rates: dict[str, float | None]) -> dict[str, float | None]:
+        for key in rates:
+            if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", key) or not 0 < float(key) <= 1:
+                raise ValueError(f"{key!r} is no false accept rate in (0, 1]")
+        return rates
+
+    @model_validator(mode="after")
+    def _contains(self) -> "Accuracy":
+        low, high = self.ci95
+        if not low <= self.accuracy <= high:
+            raise ValueError(f"ci95 [{low}, {high}] does not contain accuracy {self.accuracy}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """`full`, `same` or `cross`."""
+        return self.protocol.partition("@")[0]
+
+    @property
+    def px(self) -> int | None:
+        """The protocol's resolution, None for `full`."""
+        return int(self.protocol.partition("@")[2] or 0) or None
+
+
+class Reference(Accuracy):
+    source: Name
+    """Which run or file the row was taken from."""
+
+
+class Parity(_Part):
+    max_abs: NotNegative | None
+    """Largest absolute difference of an embedding value; null where the artifact cannot run here."""
+    cosine_min: Annotated[float, Field(ge=-1, le=1.000001)] | None
+    """Smallest cosine between the artifact's and the model's embedding of one face."""
+    passed: bool | None
+    """The gate's verdict; null where it was not judged, and then `reason` says why."""
+    reason: str | None
+    """Why it failed, was not judged, or what decided."""
+    faces: Count | None = None
+    """Optional: real faces compared."""
+
+    @model_validator(mode="after")
+    def _explained(self) -> "Parity":
+        if self.passed is not True and not self.reason:
+            raise ValueError("a parity that did not pass needs a reason")
+        return self
+
+
+class Artifact(_Part):
+    path: Name
+    """Relative to the run folder."""
+    format: Name
+    """onnx, tflite, tensorrt, ..."""
+    precision: Name
+    """fp32, fp16 or int8."""
+    bytes: Count
+    """File size."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file."""
+    parity: Parity
+    """Agreement with the model it was exported from."""
+
+
+class Throughput(_Part):
+    artifact: Name
+    """Path of the artifact, or `teacher`."""
+    runtime: Name
+    """What ran it, e.g. onnxruntime."""
+    device: Name
+    """cpu, cuda, ..."""
+    threads: Annotated[int, Field(ge=1)]
+    """Threads allowed."""
+    batch: Annotated[int, Field(ge=1)]
+    """Faces a call."""
+    precision: Name
+    """fp32, fp16 or int8."""
+    input_px: Annotated[int, Field(ge=1)]
+    """Side of the square input."""
+    preprocessing: bool | str
+    """Whether pre-processing is inside the time, or which."""
+    faces_per_second: Positive
+    """Median of the repeats."""
+    iqr: NotNegative | Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None
+    """Spread of faces_per_second over the repeats: the interquartile range or both quartiles."""
+    p50_ms: Positive | None
+    """Median latency of one call."""
+    p99_ms: Positive | None
+    """99th percentile of it."""
+    peak_gops: Positive | None
+    """The machine's measured peak on the same threads, 10^9 operations/s (two a multiply-accumulate)."""
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """Part of that peak reached; above 1 only where the peak is another precision's."""
+
+
+class Run(_Part):
+    """Optional block: how the run was made. Every key may be left out."""
+
+    command: str | None = None
+    """The command line."""
+    started: str | None = None
+    """ISO 8601."""
+    cpu: str | None = None
+    """The host's CPU model."""
+    cores: Count | None = None
+    """Cores that the run could use."""
+    seeds: dict[str, int] = {}
+    """Seed by what it seeds."""
+    versions: dict[str, str] = {}
+    """Version by package: python, torch, onnx, onnxruntime, ai-edge-litert, bridgeface."""
+    config: dict[str, Any] = {}
+    """The run's whole configuration."""
+    git: str | None = None
+    """Revision of the checkout."""
+    warnings: list[str] = []
+    """What a reader must know, one sentence each."""
+
+
+class PublicData(_Part):
+    name: Name
+    """The data, as opened."""
+    faces: Count
+    """Faces kept."""
+    identities: Count
+    """People among them."""
+    unlabelled: Count = 0
+    """Faces without an identity."""
+    licence: str | None = None
+    """Optional: licence or terms of the data."""
+
+
+class Split(_Part):
+    train_faces: Count
+    """Faces of the training people."""
+    train_identities: Count
+    """Training people."""
+    test_faces: Count
+    """Faces of the unseen people."""
+    test_identities: Count
+    """Unseen people."""
+
+
+class Data(_Part):
+    """Optional block: what the run learnt from and was tested on. Every key may be left out."""
+
+    public: PublicData | None = None
+    """The public set."""
+    split: Split | None = None
+    """Its identity-disjoint split."""
+    skipped: dict[str, Count] = {}
+    """Files left out, counted by reason."""
+    landmark_misses: list[str] = []
+    """Keys of the faces in which no landmarks were found."""
+
+
+class Results(_Part):
+    schema_version: Literal[1] = Field(alias="schema")
+    """The version of this form."""
+    teacher: Teacher
+    student: Student
+    accuracy: list[Accuracy]
+    artifacts: list[Artifact]
+    throughput: list[Throughput]
+    seconds: dict[str, NotNegative]
+    """Wall time by stage."""
+    run: Run | None = None
+    data: Data | None = None
+    reference: list[Reference] | None = None
+    """Optional: accuracy of another run or teacher, to hold this one against."""
+
+
+def validate(value: Any) -> Results:
+    """The typed form of what `json.load` gives; raises ValueError (pydantic's, or for NaN) if it is not."""
+    return Results.model_validate_json(json.dumps(value, allow_nan=False))
+
+
+def load(path: str | Path) -> Results:
+    """Read and check a results.json; UserError names the file and every field that is wrong."""
+    path = Path(path)
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}" for entry in error.errors()[:5]
+        )
+        raise UserError(f"{path} is no results.json of schema 1: {wrong}") from None

@@ -1,0 +1,154 @@
+"""One class for every artifact: opened by its sidecar, run by the runtime of its format. Needs no torch."""
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export import sidecar as sidecars
+from export.quiet import quiet
+from export.sidecar import Sidecar
+from faces.errors import UserError
+
+# Distribution and the module that holds its `Interpreter`, in the order they are tried.
+_TFLITE = {
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tensorflow": "tensorflow.lite.python.interpreter",
+}
+
+
+class _Backend(Protocol):
+    name: str
+
+    def run(self, batch: np.ndarray) -> np.ndarray: ...
+
+
+class _Onnx:
+    def __init__(self, path: Path, contract: Sidecar, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as problem:
+            raise UserError(f"an ONNX artifact needs onnxruntime ({problem}): pip install onnxruntime") from None
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong comes as an exception
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found = [(node.name, node.type, tuple(node.shape)) for node in self._session.get_inputs()]
+        batch, *rest = contract.input.shape
+        if [(n, t, s[1:]) for n, t, s in found] != [(contract.input.name, "tensor(float)", tuple(rest))]:
+            raise UserError(f"its input is {found}, its sidecar names {contract.input.name} {[batch, *rest]}")
+        self._input, self._outputs = contract.input.name, [contract.output]
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        return self._session.run(self._outputs, {self._input: batch})[0]
+
+
+class _TFLite:
+    def __init__(self, path: Path, contract: Sidecar, threads: int) -> None:
+        interpreter_class, self.name = _tflite_runtime()
+        with quiet():
+            self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        found = [(np.dtype(detail["dtype"]).name, tuple(detail["shape"][1:].tolist())) for detail in inputs]
+        if found != [(contract.input.dtype, contract.input.shape[1:])] or len(outputs) != 1:
+            raise UserError(f"its inputs are {found}, its sidecar names {contract.input.shape[1:]}")
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._shape = tuple(inputs[0]["shape"].tolist())
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if batch.shape != self._shape:
+            self._interpreter.resize_tensor_input(self._input, batch.shape)
+            self._interpreter.allocate_tensors()
+            self._shape = batch.shape
+        self._interpreter.set_tensor(self._input, batch)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output)
+
+
+def _tflite_runtime() -> tuple[Any, str]:
+    for distribution, module in _TFLITE.items():
+        try:
+            interpreter = importlib.import_module(module).Interpreter
+            version = importlib.import_module(module.split(".")[0]).__version__
+        except ImportError:
+            continue
+        return interpreter, f"{distribution} {version}"
+    raise UserError(f"a TFLite artifact needs one of {', '.join(_TFLITE)}: pip install ai-edge-litert")
+
+
+_BACKENDS: dict[str, type[_Onnx] | type[_TFLite]] = {"onnx": _Onnx, "tflite": _TFLite}
+
+
+class Artifact:
+    """An exported model, ready to embed; `sidecar` is its contract, `runtime` names what runs it."""
+
+    def __init__(self, path: str | Path, sidecar: Sidecar, threads: int = 1) -> None:
+        """Open `path` under a contract already read; `load` is the usual way in.
+
+        Raises UserError naming the file where the runtime is missing or refuses it, or where the file's input
+        is not the one of the contract.
+        """
+        self.path, self.sidecar, self.threads = Path(path), sidecar, threads
+        try:
+            self._backend: _Backend = _BACKENDS[sidecar.format](self.path, sidecar, threads)
+        # Each runtime has its own exceptions for a broken file; all of them say the same to the user.
+        except Exception as problem:
+            raise UserError(f"{self.path}: not a usable {sidecar.format} file: {_first_line(problem)}") from problem
+
+    @property
+    def runtime(self) -> str:
+        """Runtime and version, e.g. `onnxruntime 1.31.1`."""
+        return self._backend.name
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The file's own function, unchecked: float32 in the sidecar's layout and range to (N, D) float32."""
+        return self._backend.run(batch)
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (N, p, p, 3) to what `run` takes."""
+        batch = images.astype(np.float32) / np.float32(255)
+        return np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) if self.sidecar.input.layout == "NCHW" else batch
+
+    def embed(self, images: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Embeddings (N, D) float32 of aligned crops (N, p, p, 3), uint8 RGB, p = `sidecar.input.px`, N >= 0.
+
+        At most `batch` faces go through the runtime at once. Raises UserError on images of another type or
+        shape, and where the runtime fails.
+        """
+        px = self.sidecar.input.px
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (px, px, 3):
+            found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise UserError(f"{self.path.name} takes uint8 RGB faces of shape (N, {px}, {px}, 3), got {found}")
+        embeddings = [np.empty((0, self.sidecar.embedding_dim), dtype=np.float32)]
+        for start in range(0, len(images), batch):
+            part = self.prepare(images[start : start + batch])
+            try:
+                found_part = self.run(part)
+            except Exception as problem:
+                raise UserError(
+                    f"{self.path}: {self.runtime} failed on {len(part)} faces: {_first_line(problem)}"
+                ) from problem
+            if found_part.shape != (len(part), self.sidecar.embedding_dim):
+                raise UserError(f"{self.path}: {len(part)} faces gave an output of shape {found_part.shape}")
+            embeddings.append(found_part)
+        return np.concatenate(embeddings)
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).split("\n")[0]
+
+
+def load(path: str | Path, threads: int = 1) -> Artifact:
+    """Open an artifact by the sidecar beside it, on the CPU with `threads` threads.
+
+    The artifact's size and hash are compared with the sidecar before a runtime sees the file, as runtimes in
+    native code may crash on a damaged one. Raises UserError (see `sidecar.read` and `Artifact`).
+
+    >>> embeddings = export.load("student.onnx").embed(crops)  # (N, 16, 16, 3) uint8 -> (N, 128) float32
+    """
+    return Artifact(path, sidecars.read(path), threads)

@@ -1,0 +1,37 @@
+"""What all commands share: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from faces.errors import UserError
+
+
+class _Failure(click.ClickException):
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {' '.join(self.format_message().split())}", err=True)
+
+
+def run_cli(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Innermost decorator of a click command's function: a UserError becomes one line and exit code 2.
+
+    So do operating-system errors that name a file (permission, no such folder, full disk); all other
+    exceptions are ours and keep their traceback.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except UserError as mistake:
+            raise _Failure(str(mistake)) from mistake
+        except OSError as problem:
+            if problem.filename is None:
+                raise
+            raise _Failure(f"{problem.filename}: {problem.strerror}") from problem
+
+    return wrapped

@@ -1,0 +1,169 @@
+"""`Faces`: what every other package reads. Loose aligned crops, five landmarks, identity ids."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from faces.errors import UserError
+from faces.files import whole
+
+CROP_PX = 128
+"""Side of the stored crop: eye distance about 36 px, loose enough to cut every template's crop from it."""
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """What a source gave: records read, records skipped by reason, keys in which no face was found."""
+
+    read: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Faces:
+    """N faces in memory.
+
+    images: (N, 128, 128, 3) uint8 RGB, upright, loosely aligned.
+    landmarks: (N, 5, 2) float32, pixels of that crop: left eye, right eye, nose tip, left and right mouth
+        corner as seen in the image; NaN where the detector does not give the point (both eyes always known).
+    identities: (N,) int64, index into `names`; -1 = unlabelled.
+    names: one name an identity. keys: one unique key a face.
+    """
+
+    images: np.ndarray
+    landmarks: np.ndarray
+    identities: np.ndarray
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    source: str = ""
+    licence: str = ""
+    integrity: Integrity = field(default_factory=Integrity)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Indices of the faces whose identity is known, (M,) int64."""
+        return np.flatnonzero(self.identities >= 0)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Faces":
+        """The faces at `indices`, identities renumbered so that `names` holds those present and no others."""
+        indices = np.asarray(indices, dtype=np.int64)
+        present = np.unique(self.identities[indices])
+        present = present[present >= 0]
+        renumber = np.full(len(self.names) + 1, -1, dtype=np.int64)
+        renumber[present] = np.arange(len(present))
+        return replace(
+            self,
+            images=self.images[indices],
+            landmarks=self.landmarks[indices],
+            identities=renumber[self.identities[indices]],
+            names=tuple(self.names[i] for i in present),
+            keys=tuple(self.keys[i] for i in indices),
+        )
+
+    def save(self, path: Path) -> None:
+        with whole(path) as temporary:
+            np.savez(
+                temporary.open("wb"),
+                images=self.images,
+                landmarks=self.landmarks,
+                identities=self.identities,
+                names=np.array(self.names, dtype=str),
+                keys=np.array(self.keys, dtype=str),
+                notes=np.array([self.source, self.licence], dtype=str),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "Faces":
+        with np.load(path, allow_pickle=False) as file:
+            return cls(
+                images=file["images"],
+                landmarks=file["landmarks"],
+                identities=file["identities"],
+                names=tuple(map(str, file["names"])),
+                keys=tuple(map(str, file["keys"])),
+                source=str(file["notes"][0]),
+                licence=str(file["notes"][1]),
+            )
+
+
+def concatenate(parts: Sequence[Faces]) -> Faces:
+    """One set from several. An identity name that occurs in two parts is one identity; a key must be unique."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    index = {name: i for i, name in enumerate(names)}
+    identities = [
+        np.array([index[part.names[i]] if i >= 0 else -1 for i in part.identities], dtype=np.int64) for part in parts
+    ]
+    keys = tuple(key for part in parts for key in part.keys)
+    if len(set(keys)) < len(keys):
+        raise UserError("the same face key occurs in two --data parts; was one of them given twice?")
+    skipped: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.integrity.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    return Faces(
+        images=np.concatenate([part.images for part in parts]),
+        landmarks=np.concatenate([part.landmarks for part in parts]),
+        identities=np.concatenate(identities),
+        names=names,
+        keys=keys,
+        source=" + ".join(part.source for part in parts),
+        licence="; ".join(dict.fromkeys(part.licence for part in parts)),
+        integrity=Integrity(
+            sum(part.integrity.read for part in parts),
+            skipped,
+            tuple(key for part in parts for key in part.integrity.missed),
+        ),
+    )
+
+
+def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Identity-disjoint split: (train indices, test indices), each sorted; unlabelled faces go to training.
+
+    `test_share` of the identities, at least two, are held out. UserError where fewer than four identities
+    are known, as neither side would hold two people.
+    """
+    people = np.unique(faces.identities[faces.labelled])
+    if len(people) < 4:
+        raise UserError(
+            f"{faces.source} holds {len(people)} identit{'y' if len(people) == 1 else 'ies'} with two or more "
+            "faces; an identity-disjoint split needs at least 4. Add people to --data, or give a test set with --val"
+        )
+    held_out = np.random.default_rng([seed, 101]).permutation(people)[: max(2, round(test_share * len(people)))]
+    is_test = np.isin(faces.identities, held_out)
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def find_leaks(train: Faces, test: Faces, bits: int = 6) -> list[str]:
+    """Reasons why `test` is not independent of `train`: shared identity names, near-duplicate images.
+
+    Near-duplicate: the 256-bit difference hashes of two crops differ in at most `bits` bits.
+    """
+    reasons = [f"identity {name!r} is in both sets" for name in sorted(set(train.names) & set(test.names))]
+    train_hashes, test_hashes = _difference_hashes(train.images), _difference_hashes(test.images)
+    for key, one in zip(test.keys, test_hashes, strict=True):
+        distance = np.bitwise_count(train_hashes ^ one).sum(axis=1)
+        nearest = int(distance.argmin()) if len(distance) else -1
+        if nearest >= 0 and distance[nearest] <= bits:
+            reasons.append(f"{key} and {train.keys[nearest]} show nearly the same image")
+    return reasons
+
+
+def _difference_hashes(images: np.ndarray) -> np.ndarray:
+    """(N, 4) uint64: sign of horizontal grey differences on a 16 x 17 thumbnail."""
+    import cv2
+
+    hashes = np.zeros((len(images), 32), dtype=np.uint8)
+    for i, image in enumerate(images):
+        grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (17, 16), interpolation=cv2.INTER_AREA)
+        hashes[i] = np.packbits(grey[:, 1:] > grey[:, :-1])
+    return hashes.view(np.uint64)
+
+
+Progress = Callable[[int], None]
+"""Called with the number of items just finished."""

@@ -1,0 +1,31 @@
+"""Identity folders: `ROOT/PERSON/IMAGE.jpg`, one folder a person (any depth below it)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from faces.errors import UserError
+from faces.sources.record import Record
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
+
+
+def read(root: Path) -> Iterator[Record]:
+    """Records in the order of sorted paths; files of other kinds are left out. UserError where no image is."""
+    people = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = False
+    for person in people:
+        for path in sorted(person.rglob("*")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                found = True
+                yield Record(f"{root.name}/{path.relative_to(root)}", path.read_bytes(), person.name)
+    if not found:
+        raise UserError(
+            f"no face images in {root}: expected one folder a person ({root}/PERSON/IMAGE.jpg), "
+            f"with files ending in {', '.join(sorted(SUFFIXES))}"
+        )
+
+
+def empty_identities(root: Path) -> int:
+    """How many identity folders hold no image file."""
+    people = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sum(not any(file.suffix.lower() in SUFFIXES for file in person.rglob("*")) for person in people)

@@ -1,0 +1,202 @@
+"""Face verification and identification: pairs, ten-fold accuracy, ROC, TAR@FAR, EER, rank-1, thresholds, intervals.
+
+Protocols: `full` compares full-size crops, `same@p` two faces at p px, `cross@p` a full-size first face with a
+second face at p px. Scores are similarities: a higher score means more alike.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from faces.errors import UserError
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+MIN_FALSE_MATCHES = 10
+"""A rate needs at least this many expected false matches to be stated."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs: a, b (P,) indices of faces; same (P,) bool; fold (P,) 0-based."""
+
+    a: np.ndarray
+    b: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+    @property
+    def folds(self) -> int:
+        return int(self.fold.max()) + 1
+
+
+def make_pairs(identities: np.ndarray, seed: int, most: int = 3000, folds: int = 10) -> Pairs:
+    """As many genuine as impostor pairs (at most `most` of each), drawn without repetition, in `folds` folds.
+
+    identities: (N,) int64, unlabelled (-1) faces are left out. UserError where fewer than `folds` genuine
+    pairs or no impostor pair exist.
+    """
+    rng = np.random.default_rng([seed, 202])
+    known = np.flatnonzero(identities >= 0)
+    first, second = np.triu_indices(len(known), 1)
+    same = identities[known[first]] == identities[known[second]]
+    genuine, impostor = np.flatnonzero(same), np.flatnonzero(~same)
+    count = min(most, len(genuine), len(impostor))
+    if count < folds:
+        raise UserError(
+            f"the test faces form {len(genuine)} genuine and {len(impostor)} impostor pairs; "
+            f"{folds} folds need at least {folds} of each: add faces or people"
+        )
+    chosen = np.concatenate([rng.permutation(genuine)[:count], rng.permutation(impostor)[:count]])
+    fold = np.concatenate([np.arange(count) % folds] * 2)
+    return Pairs(known[first[chosen]], known[second[chosen]], same[chosen], fold)
+
+
+def read_pairs(path: Path, keys: tuple[str, ...]) -> Pairs:
+    """Fixed pairs from a CSV with columns key_a, key_b, same, fold; a key may be the end of a face's key.
+
+    UserError where the file is missing, malformed or names faces that are not in the set.
+    """
+    index = {key: i for i, key in enumerate(keys)} | {key.rsplit("/", 1)[-1]: i for i, key in enumerate(keys)}
+    try:
+        with path.open(newline="") as file:
+            rows = [(r["key_a"], r["key_b"], int(r["same"]), int(r["fold"])) for r in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as problem:
+        raise UserError(f"{path} is no list of pairs (key_a,key_b,same,fold): {problem!r}") from None
+    unknown = [key for row in rows for key in row[:2] if key not in index]
+    if unknown or not rows:
+        raise UserError(f"{path} names {len(unknown)} faces that the test set lacks, e.g. {unknown[:3]}")
+    fold = np.unique([row[3] for row in rows], return_inverse=True)[1]
+    return Pairs(
+        np.array([index[row[0]] for row in rows]),
+        np.array([index[row[1]] for row in rows]),
+        np.array([row[2] == 1 for row in rows]),
+        fold,
+    )
+
+
+def similarity(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
+    """Score of each row pair of a, b (P, D): cosine in [-1, 1], or minus the Euclidean distance."""
+    if metric == "euclidean":
+        return -np.linalg.norm(a - b, axis=1)
+    return np.einsum("pd,pd->p", _unit(a), _unit(b))
+
+
+def similarity_matrix(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
+    """Scores of every row of a (N, D) with every row of b (M, D): (N, M)."""
+    if metric == "euclidean":
+        squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        return -np.sqrt(np.maximum(squared, 0))
+    return _unit(a) @ _unit(b).T
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
+    """The threshold (score >= threshold means same) with the highest accuracy; midway between two scores."""
+    order = np.argsort(scores)
+    sorted_scores, genuine = scores[order], same[order]
+    # With the threshold before position i: impostors below it and genuine pairs from it on are right.
+    right = np.concatenate([[0], np.cumsum(~genuine)]) + genuine.sum() - np.concatenate([[0], np.cumsum(genuine)])
+    edges = np.concatenate(
+        [sorted_scores[:1] - 1e-6, (sorted_scores[1:] + sorted_scores[:-1]) / 2, sorted_scores[-1:] + 1e-6]
+    )
+    distinct = np.concatenate([[True], np.diff(sorted_scores) > 0, [True]])
+    return float(edges[distinct][np.argmax(right[distinct])])
+
+
+def correct_by_fold(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """(P,) bool: is each pair right at the threshold that is best on the other folds (LFW's protocol)?"""
+    correct = np.zeros(len(scores), dtype=bool)
+    for fold in range(pairs.folds):
+        held_out = pairs.fold == fold
+        threshold = best_threshold(scores[~held_out], pairs.same[~held_out])
+        correct[held_out] = (scores[held_out] >= threshold) == pairs.same[held_out]
+    return correct
+
+
+def bootstrap_interval(
+    correct: np.ndarray, pairs: Pairs, identities: np.ndarray, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """95% interval of the mean of `correct` (P,): people resampled for genuine pairs, pairs for impostors.
+
+    `correct` may be any per-pair value (a paired difference of two models, for instance).
+    """
+    rng = np.random.default_rng([seed, 303])
+    genuine, impostor = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
+    people, owner = np.unique(identities[pairs.a[genuine]], return_inverse=True)
+    sums = np.bincount(owner, weights=correct[genuine].astype(float), minlength=len(people))
+    counts = np.bincount(owner, minlength=len(people))
+    drawn = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=draws)
+    genuine_rate = (drawn @ sums) / (drawn @ counts)
+    values = correct[impostor].astype(float)
+    if set(np.unique(values)) <= {0.0, 1.0}:
+        impostor_rate = rng.binomial(len(values), values.mean(), size=draws) / len(values)
+    else:
+        impostor_rate = np.array([rng.choice(values, len(values)).mean() for _ in range(draws)])
+    share = len(genuine) / len(correct)
+    low, high = np.quantile(share * genuine_rate + (1 - share) * impostor_rate, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Roc:
+    """Genuine and impostor scores of all pairs of a test set, sorted ascending."""
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> "Roc":
+        """All pairs of two different labelled faces; `first` and `second` (N, D) embed the same faces, maybe
+        at two resolutions. Where they differ, (i, j) and (j, i) are two pairs."""
+        known = np.flatnonzero(identities >= 0)
+        scores = similarity_matrix(first[known], second[known], metric)
+        same = identities[known][:, None] == identities[known][None]
+        chosen = ~np.eye(len(known), dtype=bool) if first is not second else np.triu(np.ones_like(same), 1)
+        return cls(np.sort(scores[same & chosen]), np.sort(scores[~same & chosen]))
+
+    def threshold_at(self, far: float) -> float | None:
+        """Lowest threshold with at most `far` of the impostors accepted; None with too few impostors."""
+        if far * len(self.impostor) < MIN_FALSE_MATCHES:
+            return None
+        accepted = int(np.floor(far * len(self.impostor)))
+        return float(np.nextafter(self.impostor[len(self.impostor) - accepted - 1], np.inf))
+
+    def tar_at(self, far: float) -> float | None:
+        """Share of genuine pairs accepted at that threshold."""
+        threshold = self.threshold_at(far)
+        return None if threshold is None else float((self.genuine >= threshold).mean())
+
+    def eer(self) -> float:
+        """Equal error rate: where the false match rate crosses the false non-match rate."""
+        thresholds = np.unique(np.concatenate([self.genuine, self.impostor]))
+        fmr = 1 - np.searchsorted(self.impostor, thresholds) / len(self.impostor)
+        fnmr = np.searchsorted(self.genuine, thresholds) / len(self.genuine)
+        crossing = int(np.argmin(np.abs(fmr - fnmr)))
+        return float((fmr[crossing] + fnmr[crossing]) / 2)
+
+    def curve(self, points: int = 100) -> tuple[list[float], list[float]]:
+        """(FMR, TMR) at up to `points` log-spaced false match rates that the impostors can resolve."""
+        lowest = max(1 / len(self.impostor), 1e-6)
+        rates = np.unique(np.floor(np.geomspace(lowest, 1, points) * len(self.impostor))).astype(int)
+        rates = rates[(rates >= 1) & (rates < len(self.impostor))]
+        thresholds = self.impostor[len(self.impostor) - rates]
+        tmr = 1 - np.searchsorted(self.genuine, thresholds) / len(self.genuine)
+        fmr = 1 - np.searchsorted(self.impostor, thresholds) / len(self.impostor)
+        return [*fmr.tolist(), 1.0], [*tmr.tolist(), 1.0]
+
+
+def rank1(first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> float:
+    """Share of probes whose nearest gallery face is the same person.
+
+    Gallery: each person's first face (from `first`); probes: that person's other faces (from `second`).
+    """
+    known = np.flatnonzero(identities >= 0)
+    gallery = known[np.unique(identities[known], return_index=True)[1]]
+    probes = np.setdiff1d(known, gallery)
+    nearest = similarity_matrix(second[probes], first[gallery], metric).argmax(1)
+    return float((identities[gallery][nearest] == identities[probes]).mean())

@@ -1,0 +1,75 @@
+"""Students with random weights and random batch-norm statistics, and their exports, made once a session."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from export.sidecar import Card
+from export.stage import export_model
+from students import create_student
+from students.tiny import count_macs, count_parameters
+
+
+def _student(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_student(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.3, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def student() -> Callable[..., nn.Module]:
+    return _student
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[[int, int], np.ndarray]:
+    def draw(count: int, px: int) -> np.ndarray:
+        return np.random.default_rng(count).integers(0, 256, (count, px, px, 3), dtype=np.uint8)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def embed() -> Callable[[nn.Module, np.ndarray], np.ndarray]:
+    """Plain torch, one face at a time: the oracle."""
+
+    @torch.no_grad()
+    def run(model: nn.Module, images: np.ndarray) -> np.ndarray:
+        model.eval()
+        rows = [model(torch.tensor(image / 255.0).float().permute(2, 0, 1)[None])[0] for image in images]
+        return torch.stack(rows).numpy()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def card() -> Card:
+    model = _student("tiny16")
+    return Card(
+        model="tiny16",
+        template="arcface",
+        metric="cosine",
+        teacher={"name": "dlib_resnet", "bootstrap": False, "licence": "CC0"},
+        data={"name": "noise", "licence": "none needed"},
+        thresholds={},
+        parameters=count_parameters(model),
+        macs=count_macs(model, 16),
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, card: Card, noise: Callable) -> Path:
+    """A folder with student.onnx, student.tflite and their sidecars, of `student("tiny16")`."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_model(_student("tiny16"), "student", folder, ["onnx", "tflite"], noise(256, 16), card)
+    return folder

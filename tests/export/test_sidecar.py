@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from export import sidecar
+from faces.errors import UserError
+from faces.verification import Roc
+
+
+@pytest.fixture
+def artifact(exported, tmp_path):
+    for name in ("student.onnx", "student.onnx.json"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    return tmp_path / "student.onnx"
+
+
+def test_says_how_to_feed_the_file(exported):
+    onnx, tflite = sidecar.read(exported / "student.onnx"), sidecar.read(exported / "student.tflite")
+    assert (onnx.input.layout, onnx.input.shape, onnx.input.name) == ("NCHW", (None, 3, 16, 16), "face")
+    assert (tflite.input.layout, tflite.input.shape) == ("NHWC", (None, 16, 16, 3))
+    assert (onnx.input.dtype, onnx.input.range, onnx.input.colour) == ("float32", (0, 1), "RGB")
+    # The ArcFace template's left eye, (38.2946, 51.6963) at 112 px.
+    assert onnx.crop.points[0] == pytest.approx((38.2946 / 7, 51.6963 / 7), abs=1e-4)
+    assert (onnx.opset, tflite.opset, onnx.embedding_dim) == (20, None, 128)
+    assert onnx.parity.passed
+    assert onnx.parity.faces == 256
+    assert onnx.macs < 1.6e6
+    assert {"torch", "onnx", "onnxruntime"} <= set(onnx.versions)
+
+
+def test_survives_a_round_trip(artifact):
+    found = sidecar.read(artifact)
+    sidecar.write(artifact, found)
+    assert sidecar.read(artifact) == found
+
+
+def test_another_file_under_the_name_is_refused(artifact):
+    data = bytearray(artifact.read_bytes())
+    data[len(data) // 2] ^= 1
+    artifact.write_bytes(data)
+    with pytest.raises(UserError, match=r"student\.onnx: SHA-256 \w{12}, but its sidecar names \w{12}"):
+        sidecar.read(artifact)
+    artifact.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=f"{len(data) - 1} bytes, but its sidecar names {len(data)}"):
+        sidecar.read(artifact)
+
+
+def test_missing_files_are_named(artifact):
+    with pytest.raises(UserError, match=r"nothing\.onnx: no such file"):
+        sidecar.read(artifact.with_name("nothing.onnx"))
+    sidecar.path_of(artifact).unlink()
+    with pytest.raises(UserError, match=r"its sidecar student\.onnx\.json cannot be read"):
+        sidecar.read(artifact)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"bytes": "many"}, "bytes"),
+        ({"surprise": 1}, "surprise"),
+        ({"embedding_dim": -1}, "embedding_dim"),
+        ({"input": {"name": "face"}}, "input.shape"),
+    ],
+)
+def test_a_wrong_field_is_named(artifact, change, where):
+    file = sidecar.path_of(artifact)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=f"not a sidecar of schema 1: {where}"):
+        sidecar.read(artifact)
+
+
+def test_thresholds_hold_their_rate_or_say_why_not():
+    rng = np.random.default_rng(0)
+    roc = Roc(np.sort(rng.normal(0.7, 0.1, 300)), np.sort(rng.normal(0, 0.2, 12_000)))
+    found = sidecar.thresholds(roc, "same@16", "noise")
+    assert list(found) == ["1e-2", "1e-3", "1e-4"]
+    for fmr in ("1e-2", "1e-3"):
+        # Counted one by one: at the value the rate is kept, at the next lower impostor score it is not.
+        matches = [score for score in roc.impostor if score >= found[fmr].value]
+        assert len(matches) == int(float(fmr) * 12_000)
+        assert found[fmr].reason is None
+    assert found["1e-4"].value is None
+    assert "1.2 false matches expected at FMR 1e-4, 10 are needed" in found["1e-4"].reason
+    assert (found["1e-4"].genuine_pairs, found["1e-4"].impostor_pairs) == (300, 12_000)
+    assert (found["1e-2"].protocol, found["1e-2"].data) == ("same@16", "noise")

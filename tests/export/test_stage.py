@@ -1,0 +1,128 @@
+import dataclasses
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import export
+from export import sidecar, stage
+from faces import open_faces
+from faces.align import crop
+from faces.errors import UserError
+from faces.files import sha256
+
+
+def _spoil(monkeypatch, change):
+    """Make the ONNX writer change one weight of the file that it wrote."""
+    written = stage._FORMATS["onnx"]
+
+    def spoiled(model, path, px):
+        written.write(model, path, px)
+        proto = onnx.load(str(path))
+        weight = max(proto.graph.initializer, key=lambda w: len(w.raw_data))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        change(values)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(proto, str(path))
+
+    monkeypatch.setitem(stage._FORMATS, "onnx", dataclasses.replace(written, write=spoiled))
+
+
+def _wreck(values):
+    values[...] = -values
+
+
+def test_rows_tell_the_files(exported, student, noise, card, tmp_path):
+    rows = stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+    (row,) = rows
+    assert set(row) == {"path", "format", "precision", "bytes", "sha256", "parity"}
+    assert set(row["parity"]) == {"max_abs", "cosine_min", "passed", "reason"}
+    data = (tmp_path / row["path"]).read_bytes()
+    assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.onnx", "student.onnx.json"]
+    # The same weights give the same bytes.
+    assert row["sha256"] == sha256(exported / "student.onnx")
+
+
+def test_real_faces_pass_the_gate(tmp_path, student, card):
+    faces = open_faces("orl")
+    images = crop(faces.images, faces.landmarks, "arcface", 32)
+    model = student("tiny32", seed=3)
+    rows = stage.export_model(model, "s", tmp_path, ["onnx", "tflite"], images, card)
+    for row in rows:
+        assert row["parity"]["passed"]
+        assert "only" not in row["parity"]["reason"]
+        found = export.load(tmp_path / row["path"]).embed(images[:5])
+        assert abs(found - stage.reference_embeddings(model, images[:5])).max() < 1e-4
+
+
+def test_a_wrong_weight_stops_the_stage_and_leaves_nothing(tmp_path, student, noise, card, monkeypatch):
+    images = noise(256, 16)
+    stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card)
+    _spoil(monkeypatch, _wreck)
+    with pytest.raises(UserError, match=r"student\.onnx differs from its model: least cosine \S+, below 0\.99999"):
+        stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card)
+    assert not list(tmp_path.iterdir())  # nor the export of before, which is another model's by now
+
+
+def test_one_lost_channel_is_seen(tmp_path, student, noise, card, monkeypatch):
+    def lose(values):
+        values[0] = 0
+
+    _spoil(monkeypatch, lose)
+    with pytest.raises(UserError, match="differs from its model"):
+        stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+
+
+def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, monkeypatch):
+    _spoil(monkeypatch, _wreck)
+    images = noise(30, 16)
+    (row,) = stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card, allow_failure=True)
+    assert row["parity"]["passed"] is False
+    found = sidecar.read(tmp_path / "student.onnx")
+    assert found.parity_failure_allowed
+    assert found.parity.passed is False
+    assert "only 30 faces, 256 wanted" in found.parity.reason
+
+
+def test_what_a_killed_run_left_goes_away(tmp_path, student, noise, card):
+    (tmp_path / ".unproved").mkdir()
+    (tmp_path / ".unproved" / "student.onnx").write_text("half a file")
+    stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.onnx", "student.onnx.json"]
+
+
+def test_unknown_formats_are_told_before_any_work(tmp_path, card):
+    with pytest.raises(UserError, match=r"unknown format 'coreml'\. Known: onnx, tflite"):
+        stage.export_model(None, "s", tmp_path / "new", ["onnx", "coreml"], None, card)
+    assert not (tmp_path / "new").exists()
+
+
+def test_reference_is_the_model_in_eval_mode(student, noise, embed):
+    model, images = student("tiny16"), noise(10, 16)
+    expected = embed(model, images)
+    model.train()
+    statistics = model.stem[1].running_mean.clone()
+    assert np.allclose(stage.reference_embeddings(model, images, batch=3), expected, atol=1e-6)
+    assert model.training
+    assert torch.equal(model.stem[1].running_mean, statistics)
+
+
+def test_exporters_keep_the_terminal_clean(tmp_path):
+    code = (
+        "import logging\n"
+        "from students import create_student\n"
+        "from export.onnx import export_onnx\n"
+        "from export.tflite import export_tflite\n"
+        "model = create_student('tiny16')\n"
+        f"export_onnx(model, {str(tmp_path / 's.onnx')!r}, 16)\n"
+        f"export_tflite(model, {str(tmp_path / 's.tflite')!r}, 16)\n"
+        "assert not logging.getLogger().handlers\n"
+        "print('and it can be written to again', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "and it can be written to again\n", "")
