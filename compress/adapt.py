@@ -28,6 +28,10 @@ TARGETS, REFERENCE_TARGETS = "work/targets.npy", "work/reference_targets.npy"
 class Adapter(nn.Module):
     """Teacher features (N, D) to adapted features (N, 128); the input is standardised by the public set."""
 
+    mean: Tensor
+    scale: Tensor
+    centre: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
@@ -85,8 +89,8 @@ def _adapt(run: Run, features_file: str, targets_file: str, adapter_file: str, l
     with whole(run.path(adapter_file)) as temporary:
         save_file(adapter.state_dict(), temporary)
     return {
-        "summary": f"{features.shape[1]}-d to {EMBEDDING_DIM}-d; training identities recognised: "
-        f"{100 * accuracy['refitted']:.1f}% by the teacher's re-fitted softmax, {100 * accuracy['adapted']:.1f}% adapted",
+        "summary": f"{features.shape[1]}-d to {EMBEDDING_DIM}-d; training faces recognised: "
+        f"{100 * accuracy['refitted']:.1f}% by the re-fitted softmax, {100 * accuracy['adapted']:.1f}% adapted",
         **accuracy,
     }
 

@@ -29,7 +29,8 @@ def run(run: Run) -> dict[str, Any]:
     student = load_student(run)
     px = student.input_px
     seen = student_crops(test, None, px)
-    roc = Roc.of(*[reference_embeddings(student, seen)] * 2, test.identities, "cosine")
+    embeddings = reference_embeddings(student, seen)
+    roc = Roc.of(embeddings, embeddings, test.identities, "cosine")
     teacher, data, facts = run.facts("teacher"), run.facts("data"), run.facts("distill")
     card = Card(
         model=facts["name"],

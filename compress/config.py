@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Iterable
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,14 +22,16 @@ _STRICT = ConfigDict(extra="forbid")
 class Data:
     """public: what to train on (`orl`, folders, tar shards); val: a test set of its own instead of the split;
     pairs: a CSV of fixed test pairs; detector: `dlib` or `yunet:FILE`; aligned: the images are ArcFace crops
-    already; test_share: share of identities held out; allow_leaks: go on when val is not independent."""
+    already; test_share: share of identities held out; virtual: averages of two training faces that are added,
+    unlabelled; allow_leaks: go on when val is not independent."""
 
     public: tuple[str, ...] = ("orl",)
     val: str | None = None
     pairs: str | None = None
     detector: str = "dlib"
     aligned: bool = False
-    test_share: float = Field(0.25, gt=0, lt=1)
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    virtual: Annotated[int, Field(ge=0)] = 2000
     allow_leaks: bool = False
 
 
@@ -40,7 +43,7 @@ class Teacher:
     name: str = "swin_b"
     weights: str | None = None
     method: Literal["none"] = "none"
-    views: int = Field(1200, ge=10, le=3000)
+    views: Annotated[int, Field(ge=10, le=3000)] = 1200
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -48,12 +51,12 @@ class Adapt:
     """Step 1, cross-dataset distillation. balance and temperature: lambda and T of eqs. 1 and 3, which the paper
     does not state; steps, batch, lr, weight_decay: AdamW for both the re-fitted softmax and the module."""
 
-    balance: float = Field(1.0, ge=0)
-    temperature: float = Field(4.0, gt=0)
-    steps: int = Field(600, ge=1)
-    batch: int = Field(256, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    balance: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    steps: Annotated[int, Field(ge=1)] = 600
+    batch: Annotated[int, Field(ge=2)] = 256
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -67,15 +70,15 @@ class Distill(Recipe):
     student: str = "tiny16"
     mode: Literal["c", "s", "dc", "sc"] = "sc"
     weights: str | None = None
-    margin: float = Field(0.125, ge=0, le=0.5)
-    samples: int = Field(300_000, ge=1)
-    batch: int = Field(256, ge=2)
+    margin: Annotated[float, Field(ge=0, le=0.5)] = 0.125
+    samples: Annotated[int, Field(ge=1)] = 300_000
+    batch: Annotated[int, Field(ge=2)] = 256
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(3e-3, gt=0)
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     loss: Literal["relational", "regression"] = "relational"
-    temperature: float = Field(10.0, gt=0)
-    versions: int = Field(0, ge=0)
-    degradation: Degradation = Field(default_factory=Degradation)
+    temperature: Annotated[float, Field(gt=0)] = 10.0
+    versions: Annotated[int, Field(ge=0)] = 0
+    degradation: Degradation = field(default_factory=Degradation)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -89,39 +92,40 @@ class Evaluate:
     """px: resolutions of same@p and cross@p; most: genuine (and impostor) pairs at most; folds: of the accuracy."""
 
     px: tuple[int, ...] = (32, 16, 8)
-    most: int = Field(3000, ge=10)
-    folds: int = Field(10, ge=2)
+    most: Annotated[int, Field(ge=10)] = 3000
+    folds: Annotated[int, Field(ge=2)] = 10
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Benchmark:
     batches: tuple[int, ...] = (1, 32, 256)
-    threads: int = Field(1, ge=1)
-    windows: int = Field(10, ge=10)
+    threads: Annotated[int, Field(ge=1)] = 1
+    windows: Annotated[int, Field(ge=10)] = 10
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
     preset: Literal["quick", "standard", "paper"] = "quick"
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "cpu"
-    data: Data = Field(default_factory=Data)
-    teacher: Teacher = Field(default_factory=Teacher)
-    adapt: Adapt = Field(default_factory=Adapt)
-    distill: Distill = Field(default_factory=Distill)
-    export: Export = Field(default_factory=Export)
-    evaluate: Evaluate = Field(default_factory=Evaluate)
-    benchmark: Benchmark = Field(default_factory=Benchmark)
+    data: Data = field(default_factory=Data)
+    teacher: Teacher = field(default_factory=Teacher)
+    adapt: Adapt = field(default_factory=Adapt)
+    distill: Distill = field(default_factory=Distill)
+    export: Export = field(default_factory=Export)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    benchmark: Benchmark = field(default_factory=Benchmark)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The embedded ORL faces: minutes on two cores.
     "quick": {},
     # The user's own faces: more samples, larger batches.
-    "standard": {"distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
+    "standard": {"data": {"virtual": 0}, "distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
     # Section III-D and IV of the paper: SGD at .001, batch 256, 16 fixed versions a face, squared regression,
     # labels first (the paper pre-trains on labels for a share that it does not state).
     "paper": {
+        "data": {"virtual": 0},
         "distill": {
             "samples": 58_000_000,
             "batch": 256,

@@ -5,7 +5,7 @@ from typing import Any
 
 from compress.config import Config
 from compress.run import Run
-from faces.dataset import Faces, concatenate, find_leaks, split_identities
+from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, split_identities
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
@@ -47,12 +47,14 @@ def run(run: Run) -> dict[str, Any]:
             for part, faces in (("train", train), ("test", test))
         },
     )
-    train.save(run.path(TRAIN))
+    enlarged = add_virtual_faces(train, data.virtual, run.config.seed)
+    virtual = len(enlarged) - len(train)
+    enlarged.save(run.path(TRAIN))
     test.save(run.path(TEST))
     every = public.integrity
     return {
-        "summary": f"{len(train)} faces of {len(train.names)} people to learn from, {len(test)} of "
-        f"{len(test.names)} unseen people to test on; {sum(every.skipped.values())} skipped, "
+        "summary": f"{len(train)} faces of {len(train.names)} people and {virtual} virtual ones to learn "
+        f"from, {len(test)} of {len(test.names)} unseen people to test on; {sum(every.skipped.values())} skipped, "
         f"{len(every.missed)} without a face found",
         "public": {
             "name": public.source,
@@ -64,6 +66,7 @@ def run(run: Run) -> dict[str, Any]:
         "split": {
             "train_faces": len(train),
             "train_identities": len(train.names),
+            "virtual_faces": virtual,
             "test_faces": len(test),
             "test_identities": len(test.names),
         },
@@ -74,7 +77,7 @@ def run(run: Run) -> dict[str, Any]:
 
 
 def load_parts(run: Run) -> tuple[Faces, Faces]:
-    """(train, test) of an ended data stage."""
+    """(train with the virtual faces at its end, test) of an ended data stage."""
     return Faces.load(run.path(TRAIN)), Faces.load(run.path(TEST))
 
 

@@ -33,7 +33,7 @@ def run(run: Run) -> dict[str, Any]:
     """Accuracy rows of every model, and strip.npz for the report."""
     _, test = load_parts(run)
     how = run.config.evaluate
-    pairs = test_pairs(test, run.config)
+    pairs = test_pairs(test, run.config, run.config.seed)
     data = {"data": run.facts("data")["test_name"], "split": "test"}
     student = load_student(run)
     input_px = student.input_px
@@ -66,24 +66,25 @@ def run(run: Run) -> dict[str, Any]:
             )
         ]  # fmt: skip
     strip.write(run.path("strip.npz"), test, pairs, embed_student, (112, 32, 16, 8))
-    headline = {one["model"]: one for one in rows if one["protocol"] == f"same@{min(input_px, max(how.px))}"}
+    protocol = f"same@{min(input_px, max(how.px))}"
+    headline = {one["model"]: one for one in rows if one["protocol"] == protocol}
     parts = [
         f"{model} {one['accuracy']:.1f}% [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"
         for model, one in headline.items()
         if model in ("teacher", "student")
     ]
     return {
-        "summary": f"{next(iter(headline.values()))['protocol']} on {pairs.same.size} pairs of unseen people: {', '.join(parts)}",
+        "summary": f"{protocol} on {len(pairs.same)} pairs of unseen people: {', '.join(parts)}",
         "accuracy": [{**one, **data} for one in rows],
         "reference": reference,
     }
 
 
-def test_pairs(test: Faces, config: Any) -> Pairs:
+def test_pairs(test: Faces, config: Config, seed: int) -> Pairs:
     """The fixed pairs of `data.pairs`, else balanced ones drawn from the test people."""
     if config.data.pairs is not None:
         return verification.read_pairs(Path(config.data.pairs), test.keys)
-    return verification.make_pairs(test.identities, config.seed, config.evaluate.most, config.evaluate.folds)
+    return verification.make_pairs(test.identities, seed, config.evaluate.most, config.evaluate.folds)
 
 
 def protocol_rows(

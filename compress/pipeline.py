@@ -14,14 +14,22 @@ from faces.cli import run_cli
 from students.registry import list_students
 from teachers.registry import list_teachers
 
+# Name, work, settings, the stages it reads, the sources it depends on besides those stages'.
 STAGES = (
-    Stage("data", data.run, data.settings, (), ("faces/dataset.py", "faces/align.py", "faces/sources", "compress/data.py")),
+    Stage(
+        "data", data.run, data.settings, (),
+        ("faces/dataset.py", "faces/align.py", "faces/sources", "compress/data.py"),
+    ),
     Stage("teacher", teach.run, teach.settings, ("data",), ("teachers", "compress/teach.py")),
     Stage("adapt", adapt.run, adapt.settings, ("teacher",), ("compress/adapt.py",)),
-    Stage("distill", distill.run, distill.settings, ("adapt",), ("students", "faces/degrade.py", "compress/distill.py")),
+    Stage(
+        "distill", distill.run, distill.settings, ("adapt",),
+        ("students", "faces/degrade.py", "compress/distill.py"),
+    ),
     Stage("export", artifacts.run, artifacts.settings, ("distill",), ("export", "compress/artifacts.py")),
     Stage(
-        "evaluate", evaluate.run, evaluate.settings, ("export",), ("faces/verification.py", "compress/evaluate.py", "compress/strip.py")
+        "evaluate", evaluate.run, evaluate.settings, ("export",),
+        ("faces/verification.py", "compress/evaluate.py", "compress/strip.py"),
     ),
     Stage("benchmark", bench.run, bench.settings, ("export",), ("benchmarks", "compress/bench.py")),
     Stage(

@@ -250,6 +250,8 @@ class Split(_Part):
     """Faces of the training people."""
     train_identities: Count
     """Training people."""
+    virtual_faces: Count = 0
+    """Optional: averages of two training faces that were added to them."""
     test_faces: Count
     """Faces of the unseen people."""
     test_identities: Count

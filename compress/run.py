@@ -139,6 +139,7 @@ class Run:
             self.say(f"{stage.name:10} done before ({self.record(stage.name)['summary']})")
             return
         self.key = self.fingerprint(stage)
+        self.log.info("%s begins", stage.name)
         began, processor = time.monotonic(), time.process_time()
         facts = stage.run(self)
         summary = facts.pop("summary")

@@ -42,7 +42,8 @@ def run(run: Run) -> dict[str, Any]:
         assert isinstance(backbone, Bootstrap)
         if not backbone.fitted:
             _warn(run, teacher)
-            total = view_count(len(train), run.config.teacher.views)
+            real = train.subset(np.arange(run.facts("data")["split"]["train_faces"]))
+            total = view_count(len(real), run.config.teacher.views)
             with run.progress("bootstrap views", total) as advance:
                 fit_bootstrap(
                     teacher, train, reference, run.path("work/bootstrap"), run.config.teacher.views,

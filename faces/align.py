@@ -62,14 +62,17 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """`image` (H, W, 3) seen through `matrix` as (size, size, 3), bilinear, border replicated.
 
-    A strong reduction is done by area averaging first, as bilinear sampling alone would alias.
+    `matrix` (2, 3) maps pixel centres at integers, as landmarks do. A strong reduction is done by area averaging
+    first, as bilinear sampling alone would alias.
     """
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 0.5:
         height, width = (max(1, round(side * scale * 2)) for side in image.shape[:2])
-        ratio = np.diag([image.shape[1] / width, image.shape[0] / height])
+        ratio = np.array([image.shape[1] / width, image.shape[0] / height])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        matrix = np.concatenate([matrix[:, :2] @ ratio, matrix[:, 2:]], axis=1)
+        # The first pixel's centre lies at (ratio - 1) / 2 of the image: without that, half a pixel is lost.
+        shift = matrix[:, :2] @ ((ratio - 1) / 2) + matrix[:, 2]
+        matrix = np.concatenate([matrix[:, :2] * ratio, shift[:, None]], axis=1)
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
@@ -86,12 +89,13 @@ def crop(
     """A model's own aligned crops, (N, size, size, 3) uint8 RGB.
 
     images: (N, H, W, 3) uint8; landmarks: (N, 5, 2) pixels; template: a key of TEMPLATES; size: side in px,
-    the template's own by default; margin: share of the template's side added on each of the four sides.
+    the template's own by default; margin: share of the template's side added on each of the four sides. Another
+    size shows the same field as the template's own crop resized, so the two lie on each other.
     """
     base, points = TEMPLATES[template]
     size = size or base
     scale = size / (base * (1 + 2 * margin))
-    target = (points + base * margin) * scale
+    target = (points + 0.5 + base * margin) * scale - 0.5
     crops = np.empty((len(images), size, size, 3), dtype=np.uint8)
     for i, (image, points_seen) in enumerate(zip(images, landmarks, strict=True)):
         crops[i] = warp(image, similarity(points_seen, target), size)
@@ -100,7 +104,7 @@ def crop(
 
 def template_landmarks(side: int) -> np.ndarray:
     """The ArcFace template's five points in a crop of `side` px: what an already aligned face has."""
-    return TEMPLATES["arcface"][1] * (side / 112)
+    return (TEMPLATES["arcface"][1] + 0.5) * (side / 112) - 0.5
 
 
 @lru_cache(maxsize=2)

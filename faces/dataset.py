@@ -125,8 +125,8 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
 def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Identity-disjoint split: (train indices, test indices), each sorted; unlabelled faces go to training.
 
-    `test_share` of the identities, at least two, are held out. UserError where fewer than four identities
-    are known, as neither side would hold two people.
+    `test_share` of the identities are held out, but at least two, and at least two remain. UserError where fewer
+    than four identities are known.
     """
     people = np.unique(faces.identities[faces.labelled])
     if len(people) < 4:
@@ -134,9 +134,30 @@ def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.nda
             f"{faces.source} holds {len(people)} identit{'y' if len(people) == 1 else 'ies'} with two or more "
             "faces; an identity-disjoint split needs at least 4. Add people to --data, or give a test set with --val"
         )
-    held_out = np.random.default_rng([seed, 101]).permutation(people)[: max(2, round(test_share * len(people)))]
+    count = min(max(2, round(test_share * len(people))), len(people) - 2)
+    held_out = np.random.default_rng([seed, 101]).permutation(people)[:count]
     is_test = np.isin(faces.identities, held_out)
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def add_virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
+    """`faces` and behind them `count` unlabelled ones that nobody has: means of two faces of different people.
+
+    The teacher embeds them like any other face, which gives a student targets between the few people it knows.
+    """
+    rng = np.random.default_rng([seed, 505])
+    pairs = rng.integers(0, len(faces), (4 * count + 16, 2))
+    people = faces.identities[pairs]
+    different = (people[:, 0] != people[:, 1]) | ((people < 0).any(1) & (pairs[:, 0] != pairs[:, 1]))
+    first, second = pairs[different][:count].T
+    means = (faces.images[first].astype(np.uint16) + faces.images[second] + 1) // 2
+    return replace(
+        faces,
+        images=np.concatenate([faces.images, means.astype(np.uint8)]),
+        landmarks=np.concatenate([faces.landmarks, (faces.landmarks[first] + faces.landmarks[second]) / 2]),
+        identities=np.concatenate([faces.identities, np.full(len(first), -1, dtype=np.int64)]),
+        keys=(*faces.keys, *(f"virtual/{i}" for i in range(len(first)))),
+    )
 
 
 def find_leaks(train: Faces, test: Faces, bits: int = 6) -> list[str]:

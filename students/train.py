@@ -119,9 +119,8 @@ def train_student(
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             if not math.isfinite(loss.item()):
                 raise UserError(f"the student's loss became {loss.item()} at step {step}; lower distill.lr")
-            named = {"loss": loss, **losses}
-            row = {"step": float(step + 1), "lr": lr, **{name: value.item() for name, value in named.items()}}
-            curve.append(row)
+            parts_now = {name: value.item() for name, value in losses.items()}
+            curve.append({"step": step + 1, "lr": lr, "loss": loss.item(), **parts_now})
         if checkpoint and time.monotonic() - saved > checkpoint_seconds:
             _save(parts, checkpoint, step + 1, curve)
             saved = time.monotonic()

@@ -1,0 +1,27 @@
+# make run    install into .venv/ and run the main job on the faces that come with the install
+# make test   install into .venv/ and run the tests
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+BIN := .venv/bin
+
+run: .venv/installed
+	$(BIN)/python -m compress.pipeline --teacher swin_b --student tiny16
+
+test: .venv/installed
+	$(BIN)/pytest -n auto
+
+slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamp is written last, so an install that was cut short is done again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: run test slow lint

@@ -1,0 +1,210 @@
+"""Studies over several identity splits: `python -m compress.study splits --help`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy import stats
+
+from compress.adapt import fit_adapter
+from compress.artifacts import student_crops
+from compress.config import PRESETS, Config, as_dict, load_config
+from compress.distill import one_thread, prepare, start_student
+from compress.evaluate import row, test_pairs
+from compress.plan import check
+from export.stage import reference_embeddings
+from faces.align import crop
+from faces.cli import run_cli
+from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
+from faces.degrade import reduce
+from faces.files import fingerprint, write_json, write_text
+from faces.sources import open_faces
+from students.train import train_student
+from teachers.bootstrap import fit_bootstrap
+from teachers.registry import Teacher, create_teacher
+
+ROWS = {
+    "sc relational": {"mode": "sc", "loss": "relational"},
+    "sc regression": {"mode": "sc", "loss": "regression"},
+    "s relational": {"mode": "s", "loss": "relational"},
+    "dc relational": {"mode": "dc", "loss": "relational"},
+    "c": {"mode": "c"},
+}
+"""What is compared; `dc` learns the teacher's own, un-adapted feature."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure what one run cannot show: means and spreads over identity splits."""
+
+
+@main.command()
+@click.option("--teacher", default="dlib_resnet", show_default=True)
+@click.option("--student", default="tiny16", show_default=True)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True)
+@click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
+@click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="Seeds 0, 1, ... of the split.")
+@click.option(
+    "--row", "rows", multiple=True, type=click.Choice(list(ROWS)), help="Repeats. Default: all.", metavar="ROW"
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True)
+@run_cli
+def splits(
+    teacher: str,
+    student: str,
+    preset: str,
+    specs: tuple[str, ...],
+    splits: int,
+    rows: tuple[str, ...],
+    settings: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Distil a student for each row and identity split; same@p accuracy on the unseen people, mean and spread.
+
+    Every (row, split) is kept in OUT as it ends, so a stopped study continues. Writes OUT/splits.json and
+    OUT/splits.md. All rows see the same faces, splits, pairs, samples and initial weights.
+    """
+    options = {"data.public": list(specs) or None, "teacher.name": teacher, "distill.student": student}
+    configs = {
+        name: load_config(preset, None, {**options, **{f"distill.{k}": v for k, v in ROWS[name].items()}}, settings)
+        for name in rows or ROWS
+    }
+    check(next(iter(configs.values())))
+    found = _gather(configs, splits, out)
+    _write(found, out, next(iter(configs.values())))
+
+
+def _gather(configs: dict[str, Config], splits: int, out: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
+    any_config = next(iter(configs.values()))
+    faces: Faces | None = None
+    work = [(seed, name) for seed in range(splits) for name in ("teacher", *configs)]
+    prepared: dict[int, _Split] = {}
+    found["teacher"] = []
+    for seed, name in track(work, "splits", console=Console(stderr=True), transient=True):
+        config = configs.get(name, any_config)
+        file = out / "rows" / f"{name.replace(' ', '-')}-{seed}-{fingerprint([as_dict(config), name])}.json"
+        if not file.exists():
+            faces = faces or concatenate([open_faces(spec) for spec in config.data.public])
+            if seed not in prepared:
+                prepared = {seed: _Split(faces, config, seed, out)}
+            split = prepared[seed]
+            result = split.teacher_row() if name == "teacher" else split.student_row(config)
+            result.pop("roc")
+            write_json(file, result)
+        found[name].append(json.loads(file.read_text()))
+    return found
+
+
+class _Split:
+    """One identity split with the teacher's features of both sides."""
+
+    def __init__(self, faces: Faces, config: Config, seed: int, out: Path) -> None:
+        train, test = split_identities(faces, config.data.test_share, seed)
+        real, self.test, self.seed = faces.subset(train), faces.subset(test), seed
+        self.train = add_virtual_faces(real, config.data.virtual, seed)
+        self.teacher = create_teacher(config.teacher.name, config.teacher.weights)
+        if self.teacher.bootstrap:
+            cache = out / "bootstrap" / str(seed)
+            reference = create_teacher("dlib_resnet")
+            fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
+        self.features = _features(self.teacher, self.train)
+        self.config = config
+
+    def teacher_row(self) -> dict[str, Any]:
+        """The teacher at full size on the unseen people."""
+        full = _features(self.teacher, self.test)
+        pairs = test_pairs(self.test, self.config, self.seed)
+        return row("teacher", "full", full, full, self.teacher.metric, self.test, pairs)
+
+    def student_row(self, config: Config) -> dict[str, Any]:
+        how = config.distill
+        targets = None
+        if how.mode == "dc":
+            targets = self.features
+        elif how.mode != "c":
+            adapter, _ = fit_adapter(self.features, self.train.identities, config.adapt, self.seed)
+            targets = adapter.targets(self.features)
+        student = start_student(how, self.seed)
+        with one_thread(config.device):
+            train_student(student, prepare(self.train, targets, how, student.input_px), how, self.seed, config.device)
+        px = student.input_px
+        low = reference_embeddings(student, student_crops(self.test, px, px))
+        pairs = test_pairs(self.test, config, self.seed)
+        return row("student", f"same@{px}", low, low, "cosine", self.test, pairs)
+
+
+def _features(teacher: Teacher, faces: Faces) -> np.ndarray:
+    crops = crop(faces.images, faces.landmarks, teacher.template, teacher.input_px)
+    return teacher.embed(reduce(crops, None, teacher.input_px))
+
+
+def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) -> None:
+    table = [_summary(name, rows) for name, rows in found.items()]
+    best = max((entry for entry in table if entry["row"] != "teacher"), key=lambda entry: entry["mean"])
+    for entry in table:
+        if entry["protocol"] == best["protocol"] and entry is not best:
+            entry["behind_best"] = _paired(best["accuracy"], entry["accuracy"])
+    teacher, student = config.teacher.name, config.distill.student
+    lines = [
+        f"Teacher {teacher}, student {student}, {' + '.join(config.data.public)}, "
+        f"{config.distill.samples:,} degraded faces seen by each student; accuracy in % on the unseen people of "
+        f"{len(best['accuracy'])} identity splits. Behind best: mean paired difference with its 95% t-interval.",
+        "",
+        "| row | protocol | mean | sd | by split | behind best |",
+        "|---|---|---|---|---|---|",
+    ]
+    shown = Table(box=box.SIMPLE_HEAD)
+    for heading in ("row", "protocol", "mean", "sd", "by split", "behind best"):
+        shown.add_column(heading)
+    for entry in table:
+        cells = list(_cells(entry))
+        lines.append("| " + " | ".join(cells) + " |")
+        shown.add_row(*cells)
+    write_json(out / "splits.json", {"schema": 1, "torch": torch.__version__, "rows": table, "config": as_dict(config)})
+    write_text(out / "splits.md", "\n".join(lines) + "\n")
+    Console().print(shown)
+
+
+def _summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracy = [one["accuracy"] for one in rows]
+    return {
+        "row": name,
+        "protocol": rows[0]["protocol"],
+        "accuracy": accuracy,
+        "mean": float(np.mean(accuracy)),
+        "sd": float(np.std(accuracy, ddof=1)),
+    }
+
+
+def _paired(best: list[float], other: list[float]) -> dict[str, float]:
+    difference = np.subtract(best, other)
+    half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
+    return {
+        "mean": float(difference.mean()),
+        "low": float(difference.mean() - half),
+        "high": float(difference.mean() + half),
+    }
+
+
+def _cells(entry: dict[str, Any]) -> Iterator[str]:
+    yield entry["row"]
+    yield entry["protocol"]
+    yield f"{entry['mean']:.1f}"
+    yield f"{entry['sd']:.1f}"
+    yield " ".join(f"{value:.1f}" for value in entry["accuracy"])
+    gap = entry.get("behind_best")
+    yield f"{gap['mean']:.1f} [{gap['low']:.1f}, {gap['high']:.1f}]" if gap else "-"
+
+
+if __name__ == "__main__":
+    main()
