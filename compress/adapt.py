@@ -19,14 +19,17 @@ from compress.config import Adapt, Config
 from compress.data import load_parts
 from compress.run import Run
 from faces.files import whole
-from students.losses import relational
 from students.tiny import EMBEDDING_DIM
 
 TARGETS, REFERENCE_TARGETS = "work/targets.npy", "work/reference_targets.npy"
 
 
 class Adapter(nn.Module):
-    """Teacher features (N, D) to adapted features (N, 128); the input is standardised by the public set."""
+    """Teacher features (N, D) to adapted features (N, 128); the input is standardised by the public set.
+
+    Section III-D names two fully connected layers and no non-linearity between them; there is none here, which
+    left more of what the teacher tells apart in people it was not adapted to.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -47,7 +50,7 @@ class Adapter(nn.Module):
         return (features - self.mean) / self.scale
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(self.standardise(features))))
+        return self.fc2(self.fc1(self.standardise(features)))
 
     @torch.no_grad()
     def targets(self, features: np.ndarray) -> np.ndarray:
@@ -115,7 +118,7 @@ def fit_adapter(
     inputs = adapter.standardise(x)
     classes = int(y.max()) + 1
     known = torch.nonzero(y >= 0)[:, 0]
-    refitted, classifier = nn.Linear(features.shape[1], classes), nn.Linear(EMBEDDING_DIM, classes)
+    refitted, classifier = (nn.Linear(width, max(1, classes)) for width in (features.shape[1], EMBEDDING_DIM))
 
     def refit_loss(chosen: Tensor) -> Tensor:
         return F.cross_entropy(refitted(inputs[chosen]), y[chosen])
@@ -123,16 +126,11 @@ def fit_adapter(
     def adapt_loss(chosen: Tensor) -> Tensor:
         adapted = adapter(x[chosen])
         if not classes:
-            return relational(adapted, inputs[chosen])
-        logits = classifier(adapted)
+            return similarity_loss(adapted, inputs[chosen])
         with torch.no_grad():
-            soft = (refitted(inputs[chosen]) / how.temperature).softmax(1)
-        labelled = y[chosen] >= 0
-        classification = F.cross_entropy(logits, y[chosen].clamp(min=0), reduction="none")
-        loss = (classification * labelled).sum() / labelled.sum().clamp(min=1)
-        # T^2 keeps the softened term's gradient at the size of the hard one's (Hinton et al. 2015, section 2).
-        distillation = F.cross_entropy(logits / how.temperature, soft) * how.temperature**2
-        return loss + how.balance * distillation
+            teacher_logits = refitted(inputs[chosen])
+        loss = bridge_loss(classifier(adapted), teacher_logits, y[chosen], how.balance, how.temperature)
+        return loss + how.keep * similarity_loss(adapted, inputs[chosen]) if how.keep else loss
 
     if classes:
         _fit(refitted.parameters(), refit_loss, known, how, seed, progress)
@@ -149,6 +147,35 @@ def fit_adapter(
             )
         }
     return adapter.eval(), accuracy
+
+
+def bridge_loss(logits: Tensor, teacher: Tensor, labels: Tensor, balance: float, temperature: float) -> Tensor:
+    """Eq. 1: the cross-entropy to the labels (eq. 2) plus `balance` times that to the teacher's softmax (eq. 3).
+
+    logits, teacher: (B, C), of the adapted feature and of the re-fitted softmax layer; labels: (B,) int64, -1 =
+    unlabelled. The first term is the mean over the labelled faces (0 without any), the second over all, both
+    sides softened by `temperature`, times its square, which keeps its gradient at the size of the first one's
+    (Hinton et al. 2015, section 2).
+    """
+    known = labels >= 0
+    per_face = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    classification = (per_face * known).sum() / known.sum().clamp(min=1)
+    distillation = F.cross_entropy(logits / temperature, (teacher / temperature).softmax(1)) * temperature**2
+    return classification + balance * distillation
+
+
+def similarity_loss(adapted: Tensor, features: Tensor, temperature: float = 10.0) -> Tensor:
+    """What stands in for eq. 1 where nobody is labelled: which of the other faces of a batch a face resembles.
+
+    The mean over faces of the cross-entropy from the softmax of T times the cosines of `features` (B, D), B > 1,
+    to that of `adapted` (B, 128): its minimum keeps the teacher's cosines, whatever the two widths.
+    """
+    others = ~torch.eye(len(adapted), dtype=torch.bool)
+    found, wanted = (
+        temperature * (unit @ unit.T)[others].view(len(unit), -1)
+        for unit in (F.normalize(adapted), F.normalize(features))
+    )
+    return F.cross_entropy(found, wanted.softmax(1))
 
 
 def _fit(

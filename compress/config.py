@@ -15,7 +15,9 @@ from faces.degrade import Degradation
 from faces.errors import UserError
 from students.train import Recipe
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -25,7 +27,7 @@ class Data:
     already; test_share: share of identities held out; virtual: averages of two training faces that are added,
     unlabelled; allow_leaks: go on when val is not independent."""
 
-    public: tuple[str, ...] = ("orl",)
+    public: Annotated[tuple[str, ...], Field(min_length=1)] = ("orl",)
     val: str | None = None
     pairs: str | None = None
     detector: str = "dlib"
@@ -48,10 +50,15 @@ class Teacher:
 
 @dataclass(frozen=True, config=_STRICT)
 class Adapt:
-    """Step 1, cross-dataset distillation. balance and temperature: lambda and T of eqs. 1 and 3, which the paper
-    does not state; steps, batch, lr, weight_decay: AdamW for both the re-fitted softmax and the module."""
+    """Step 1, cross-dataset distillation.
+
+    balance, temperature: lambda and T of eqs. 1 and 3, which the paper does not state. keep: weight of a term of
+    ours that keeps the teacher's similarities between faces: the softmax over a few public identities says little
+    of other people. steps, batch, lr, weight_decay: AdamW, for the re-fitted softmax and then for the module.
+    """
 
     balance: Annotated[float, Field(ge=0)] = 1.0
+    keep: Annotated[float, Field(ge=0)] = 10.0
     temperature: Annotated[float, Field(gt=0)] = 4.0
     steps: Annotated[int, Field(ge=1)] = 600
     batch: Annotated[int, Field(ge=2)] = 256
@@ -77,13 +84,19 @@ class Distill(Recipe):
     lr: Annotated[float, Field(gt=0)] = 3e-3
     loss: Literal["relational", "regression"] = "relational"
     temperature: Annotated[float, Field(gt=0)] = 10.0
+    weight_decay: Annotated[float, Field(ge=0)] = Recipe.weight_decay
+    warmup: Share = Recipe.warmup
+    class_weight: Annotated[float, Field(ge=0)] = Recipe.class_weight
+    mimic_weight: Annotated[float, Field(ge=0)] = Recipe.mimic_weight
+    pretrain: Share = Recipe.pretrain
+    average: Annotated[float, Field(ge=0, lt=1)] = Recipe.average
     versions: Annotated[int, Field(ge=0)] = 0
     degradation: Degradation = field(default_factory=Degradation)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Export:
-    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Field(min_length=1)] = ("onnx", "tflite")
     allow_parity_failure: bool = False
 
 
@@ -91,14 +104,14 @@ class Export:
 class Evaluate:
     """px: resolutions of same@p and cross@p; most: genuine (and impostor) pairs at most; folds: of the accuracy."""
 
-    px: tuple[int, ...] = (32, 16, 8)
+    px: Sizes = (32, 16, 8)
     most: Annotated[int, Field(ge=10)] = 3000
     folds: Annotated[int, Field(ge=2)] = 10
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Benchmark:
-    batches: tuple[int, ...] = (1, 32, 256)
+    batches: Sizes = (1, 32, 256)
     threads: Annotated[int, Field(ge=1)] = 1
     windows: Annotated[int, Field(ge=10)] = 10
 
@@ -136,27 +149,24 @@ PRESETS: dict[str, dict[str, Any]] = {
             "pretrain": 0.2,
             "weight_decay": 0.0,
         },
-        "adapt": {"steps": 3000},
+        "adapt": {"steps": 3000, "keep": 0.0},
     },
 }
 
 
 def load_config(preset: str, file: str | None, options: dict[str, Any], settings: Iterable[str], **top: Any) -> Config:
-    """Merge and validate. `options` are dotted keys with values, `settings` are strings `key=value`.
+    """Merge and validate. `options` are dotted keys with values (as are `top`), `settings` strings `key=value`.
 
     UserError: an unreadable TOML file, an unknown key (the nearest known one is named), a value out of range.
     """
-    merged: dict[str, Any] = {
-        "preset": preset,
-        **{key: value for key, value in top.items() if value is not None},
-    }
+    merged: dict[str, Any] = {"preset": preset}
     _merge(merged, PRESETS[preset])
     if file is not None:
         try:
             _merge(merged, tomllib.loads(Path(file).read_text()))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
             raise UserError(f"{file} cannot be read as a TOML configuration: {problem}") from None
-    for key, value in options.items():
+    for key, value in {**top, **options}.items():
         if value is not None:
             _put(merged, key, value)
     for setting in settings:
@@ -165,6 +175,8 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
             raise UserError(f"--set takes key=value, got {setting!r}")
         _put(merged, key.strip(), _parse(text.strip()))
     _check_keys(merged)
+    if merged["preset"] != preset:
+        raise UserError(f"the preset is chosen with --preset {merged['preset']}, not in a file or with --set")
     try:
         return TypeAdapter(Config).validate_python(merged)
     except ValidationError as problem:
@@ -203,7 +215,7 @@ def _put(into: dict[str, Any], dotted: str, value: Any) -> None:
         into = into.setdefault(key, {})
         if not isinstance(into, dict):
             raise UserError(f"{dotted!r} goes below a plain value; known keys: {', '.join(known_keys())}")
-    into[last] = value
+    _merge(into, {last: value})
 
 
 def _parse(text: str) -> Any:

@@ -5,10 +5,12 @@ from typing import Any
 
 from compress.config import Config
 from compress.run import Run
+from faces import verification
 from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, split_identities
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
+from faces.verification import Pairs
 
 TRAIN, TEST = "work/train.npz", "work/test.npz"
 
@@ -18,8 +20,8 @@ def settings(config: Config) -> Any:
     state = []
     for spec in (*config.data.public, *filter(None, (config.data.val, config.data.pairs))):
         path = Path(spec).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-        stats = [(str(file), file.stat()) for file in files]
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in files if file.is_file()]
         state.append([spec, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
     return [config.data, config.seed, state]
 
@@ -40,6 +42,8 @@ def run(run: Run) -> dict[str, Any]:
     else:
         train_indices, test_indices = split_identities(public, data.test_share, run.config.seed)
         train, test = public.subset(train_indices), public.subset(test_indices)
+    # Test faces that form no pairs are found here, not after the training.
+    test_pairs(test, run.config, run.config.seed)
     write_json(
         run.path("split.json"),
         {
@@ -79,6 +83,13 @@ def run(run: Run) -> dict[str, Any]:
 def load_parts(run: Run) -> tuple[Faces, Faces]:
     """(train with the virtual faces at its end, test) of an ended data stage."""
     return Faces.load(run.path(TRAIN)), Faces.load(run.path(TEST))
+
+
+def test_pairs(test: Faces, config: Config, seed: int) -> Pairs:
+    """The fixed pairs of `data.pairs`, else balanced ones drawn from the test people."""
+    if config.data.pairs is not None:
+        return verification.read_pairs(Path(config.data.pairs), test.keys)
+    return verification.make_pairs(test.identities, seed, config.evaluate.most, config.evaluate.folds)
 
 
 def _open(run: Run, spec: str) -> Faces:

@@ -6,6 +6,7 @@ s = adapted target only, dc = labels and the teacher's own feature, sc = labels 
 
 import contextlib
 import csv
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from compress import adapt, teach
 from compress.config import Config, Distill
 from compress.data import load_parts
-from compress.run import Run
+from compress.run import Run, file_state
 from faces.align import crop
 from faces.dataset import CROP_PX, Faces
 from faces.errors import UserError
@@ -30,7 +31,7 @@ STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetenso
 
 
 def settings(config: Config) -> Any:
-    return [config.distill, config.seed, config.device, torch.__version__]
+    return [config.distill, config.seed, config.device, torch.__version__, file_state(config.distill.weights)]
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -110,19 +111,26 @@ def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: st
     checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
     final = run.path(f"work/{Path(file).stem}-{run.key}.safetensors")
     if final.exists():
-        # The stage was killed after this student and before the next.
+        # The stage was killed after this student and before the next, or the settings of an earlier run are back.
         student.load_state_dict(load_file(final))
-        return student.eval()
-    with run.progress(what, how.steps) as advance, one_thread(config.device):
-        curve = train_student(student, examples, how, config.seed, config.device, checkpoint, advance)
-    if file == STUDENT:
-        _write_curve(run.path("curves.csv"), curve)
-    state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-    for path in (final, run.path(file)):
-        with whole(path) as temporary:
+        student.eval()
+    else:
+        with run.progress(what, how.steps) as advance, one_thread(config.device):
+            curve = train_student(student, examples, how, config.seed, config.device, checkpoint, advance)
+        _write_curve(final.with_suffix(".csv"), curve)
+        state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+        with whole(final) as temporary:
             save_file(state, temporary, {"student": how.student, "format": "bridgeface-student-1"})
     checkpoint.unlink(missing_ok=True)
+    _publish(final, run.path(file))
+    if file == STUDENT:
+        _publish(final.with_suffix(".csv"), run.path("curves.csv"))
     return student
+
+
+def _publish(kept: Path, name: Path) -> None:
+    with whole(name) as temporary:
+        shutil.copyfile(kept, temporary)
 
 
 def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:

@@ -1,7 +1,6 @@
 """Stage evaluate: teacher, student and artifacts on the same pairs of unseen people, protocol by protocol."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from compress import strip, teach
 from compress.adapt import load_adapter
 from compress.artifacts import student_crops
 from compress.config import Config
-from compress.data import load_parts
+from compress.data import load_parts, test_pairs
 from compress.distill import REFERENCE_STUDENT, load_student
 from compress.run import Run
 from export.stage import reference_embeddings
@@ -78,13 +77,6 @@ def run(run: Run) -> dict[str, Any]:
         "accuracy": [{**one, **data} for one in rows],
         "reference": reference,
     }
-
-
-def test_pairs(test: Faces, config: Config, seed: int) -> Pairs:
-    """The fixed pairs of `data.pairs`, else balanced ones drawn from the test people."""
-    if config.data.pairs is not None:
-        return verification.read_pairs(Path(config.data.pairs), test.keys)
-    return verification.make_pairs(test.identities, seed, config.evaluate.most, config.evaluate.folds)
 
 
 def protocol_rows(

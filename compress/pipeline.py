@@ -15,34 +15,36 @@ from students.registry import list_students
 from teachers.registry import list_teachers
 
 # Name, work, settings, the stages it reads, the sources it depends on besides those stages'.
-STAGES = (
-    Stage(
-        "data", data.run, data.settings, (),
-        ("faces/dataset.py", "faces/align.py", "faces/sources", "compress/data.py"),
-    ),
-    Stage("teacher", teach.run, teach.settings, ("data",), ("teachers", "compress/teach.py")),
-    Stage("adapt", adapt.run, adapt.settings, ("teacher",), ("compress/adapt.py",)),
-    Stage(
-        "distill", distill.run, distill.settings, ("adapt",),
-        ("students", "faces/degrade.py", "compress/distill.py"),
-    ),
-    Stage("export", artifacts.run, artifacts.settings, ("distill",), ("export", "compress/artifacts.py")),
-    Stage(
-        "evaluate", evaluate.run, evaluate.settings, ("export",),
-        ("faces/verification.py", "compress/evaluate.py", "compress/strip.py"),
-    ),
-    Stage("benchmark", bench.run, bench.settings, ("export",), ("benchmarks", "compress/bench.py")),
-    Stage(
-        "report", collect.run, collect.settings, ("evaluate", "benchmark"),
-        ("compress/collect.py", "compress/report.py", "compress/results.py", "compress/plots.py",
-         "compress/figures.py", "compress/words.py", "compress/strip.py", "compress/templates"),
-    ),
+DATA = Stage(
+    "data", data.run, data.settings, (),
+    ("faces/dataset.py", "faces/align.py", "faces/sources", "compress/data.py"),
 )  # fmt: skip
+TEACHER = Stage("teacher", teach.run, teach.settings, (DATA,), ("teachers", "compress/teach.py"))
+ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
+DISTILL = Stage(
+    "distill", distill.run, distill.settings, (ADAPT,),
+    ("students", "faces/degrade.py", "compress/distill.py"),
+)  # fmt: skip
+EXPORT = Stage(
+    "export", artifacts.run, artifacts.settings, (DISTILL,),
+    ("export", "faces/verification.py", "compress/artifacts.py"),
+)  # fmt: skip
+EVALUATE = Stage(
+    "evaluate", evaluate.run, evaluate.settings, (EXPORT,),
+    ("faces/verification.py", "compress/evaluate.py", "compress/strip.py"),
+)  # fmt: skip
+BENCHMARK = Stage("benchmark", bench.run, bench.settings, (EXPORT,), ("benchmarks", "compress/bench.py"))
+REPORT = Stage(
+    "report", collect.run, collect.settings, (EVALUATE, BENCHMARK),
+    ("compress/collect.py", "compress/report.py", "compress/results.py", "compress/plots.py",
+     "compress/figures.py", "compress/words.py", "compress/strip.py", "compress/templates"),
+)  # fmt: skip
+STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--teacher", required=True, metavar="NAME", help=f"One of: {', '.join(list_teachers())}.")
-@click.option("--student", default="tiny16", show_default=True, help=f"One of: {', '.join(list_students())}.")
+@click.option("--student", metavar="NAME", help=f"One of: {', '.join(list_students())}. Default: tiny16.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Default: quick, or standard with --data.")
 @click.option(
     "--data",
@@ -70,7 +72,7 @@ STAGES = (
 @run_cli
 def main(
     teacher: str,
-    student: str,
+    student: str | None,
     preset: str | None,
     specs: tuple[str, ...],
     val: str | None,
@@ -114,9 +116,7 @@ def main(
     if dry_run:
         plan.show(chosen, folder, config)
         return
-    if not resume:
-        plan.clear(folder, STAGES)
-    with Run.open(folder, config) as run:
+    with Run.open(folder, config, fresh=not resume) as run:
         for stage in chosen:
             run.execute(stage)
 

@@ -1,6 +1,5 @@
 """Before a run: are the names and paths right, which stages would run, how long and how large."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compress.config import Config
+from compress.distill import start_student
 from compress.run import Run, Stage
 from faces.dataset import CROP_PX
 from faces.errors import UserError
@@ -43,28 +43,25 @@ def check(config: Config) -> None:
     known_teacher(config.teacher.name)
     create_student(config.distill.student)
     for spec in (*config.data.public, *filter(None, [config.data.val])):
-        recognise(spec)
+        # The first record only: an empty folder has none, and its reader says so.
+        next(recognise(spec)[0](), None)
     for file in (config.data.pairs, config.distill.weights):
         if file is not None and not Path(file).is_file():
             raise UserError(f"no file {file}")
+    start_student(config.distill, config.seed)
     weights = config.teacher.weights
-    if weights not in (None, "hub") and not Path(str(weights)).is_file():
-        raise UserError(f"no weights file {weights}; give an existing file, or `hub` to download")
+    if weights is not None:
+        if weights != "hub" and not Path(weights).is_file():
+            raise UserError(f"no weights file {weights}; give an existing file, or `hub` to download")
+        create_teacher(config.teacher.name, weights)
     try:
-        torch.zeros(1, device=config.device)
+        # .item() fails where a device has no memory ("meta").
+        torch.zeros(1, device=config.device).item()
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise UserError(
             f"device {config.device!r} cannot be used here ({reason}); leave --device out for the CPU"
         ) from None
-
-
-def clear(folder: Path, stages: Sequence[Stage]) -> None:
-    """Forget what a run folder holds (`--fresh`); files that a run did not write stay."""
-    for stage in stages:
-        (folder / "stages" / f"{stage.name}.json").unlink(missing_ok=True)
-    (folder / "run.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / "work", ignore_errors=True)
 
 
 def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
@@ -77,10 +74,9 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=f"run folder {folder}", title_justify="left")
     for heading in ("stage", "state", "expected"):
         table.add_column(heading)
-    upstream_done = True
     for stage in stages:
-        upstream_done = upstream_done and run.is_done(stage)
-        table.add_row(stage.name, *(("done", "-") if upstream_done else ("to do", f"{seconds[stage.name]:,.0f} s")))
+        todo = ("to do", f"{seconds[stage.name]:,.0f} s")
+        table.add_row(stage.name, *(("done", "-") if run.is_done(stage) else todo))
     console.print(table)
     side = min(
         3 * create_student(config.distill.student).input_px,

@@ -5,7 +5,9 @@ import dataclasses
 import datetime
 import json
 import logging
+import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+# The temporary names of `faces.files.whole`.
+_HALF_WRITTEN = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[a-z0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,15 @@ class Stage:
     """One step of a run.
 
     run: does the work and returns facts for the report (JSON). settings: what of the configuration it depends
-    on. after: the stages whose results it reads. modules: files and folders (from the packages' root) whose
-    source it depends on: a change there, in the settings or in an earlier stage makes it run again.
+    on. after: the stages whose results it reads; what those read need not be named. modules: files and folders
+    (from the packages' root) whose source it depends on: a change there, in the settings or in an earlier stage
+    makes it run again.
     """
 
     name: str
     run: "Callable[[Run], dict[str, Any]]"
     settings: Callable[[Config], Any]
-    after: tuple[str, ...]
+    after: "tuple[Stage, ...]"
     modules: tuple[str, ...]
 
 
@@ -55,37 +60,43 @@ class Run:
         self.log = logging.getLogger("bridgeface")
         self.key = ""
         """Fingerprint of the stage that is running: what it keeps for a resume carries it in its name."""
+        self._fingerprints: dict[str, str] = {}
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, folder: Path, config: Config, quiet: bool = False) -> Iterator["Run"]:
-        """Create the folder or continue in it; UserError where it cannot be written or is in use."""
-        try:
-            (folder / "stages").mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", as_dict(config))
-            if not (folder / "run.json").exists():
-                write_json(folder / "run.json", {"started": now()})
-        except OSError as problem:
-            raise UserError(f"cannot write to {folder}: {problem.strerror}; choose another --out") from None
-        run = cls(folder, config, quiet)
-        handler = logging.FileHandler(folder / "run.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        run.log.setLevel(logging.INFO)
-        run.log.addHandler(handler)
-        try:
-            with lock(folder):
-                run.log.info("command: %s", command())
-                yield run
-        finally:
-            run.log.removeHandler(handler)
-            handler.close()
+    def open(cls, folder: Path, config: Config, quiet: bool = False, fresh: bool = False) -> Iterator["Run"]:
+        """Create the folder or continue in it; UserError where it cannot be written or is in use.
+
+        `fresh` first forgets what a run left there; files that a run did not write stay.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Before anything is written: the folder may be another process's.
+                held.enter_context(lock(folder))
+                _tidy(folder, fresh)
+                (folder / "stages").mkdir(exist_ok=True)
+                write_json(folder / "config.json", as_dict(config))
+                if not (folder / "run.json").exists():
+                    write_json(folder / "run.json", {"started": now()})
+                handler = logging.FileHandler(folder / "run.log")
+            except OSError as problem:
+                raise UserError(f"cannot write to {folder}: {problem.strerror}; choose another --out") from None
+            held.callback(handler.close)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            run = cls(folder, config, quiet)
+            run.log.setLevel(logging.INFO)
+            run.log.addHandler(handler)
+            held.callback(run.log.removeHandler, handler)
+            run.log.info("command: %s", command())
+            yield run
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def started(self) -> str:
         """When this folder's run began first, ISO 8601."""
-        return json.loads(self.path("run.json").read_text())["started"]
+        return _stored(self.path("run.json"), ("started",))["started"]
 
     def say(self, message: str) -> None:
         """One line for the user and the log."""
@@ -96,7 +107,8 @@ class Run:
     def progress(self, what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
         """A progress bar with the time left; yields a function that takes the number of items just finished."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        silent = not self.console.is_terminal  # a file would get an empty line for each bar
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, disable=silent)
         with bar:
             task = bar.add_task(what, total=total, completed=done)
             yield lambda count: bar.advance(task, count)
@@ -110,31 +122,38 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any]:
         """What is stored of a stage: fingerprint, seconds, facts; empty where it has not ended."""
-        path = self.path(f"stages/{stage}.json")
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            raise UserError(f"{path} is damaged; delete it, and the stage runs again") from None
+        return _stored(self.path(f"stages/{stage}.json"), ("fingerprint", "summary", "seconds", "facts"))
 
     def facts(self, stage: str) -> dict[str, Any]:
-        return self.record(stage)["facts"]
+        """What an ended stage reported; UserError where its record was deleted."""
+        record = self.record(stage)
+        if not record:
+            raise UserError(f"stage {stage} has not ended in {self.folder}; leave out --stages, or name it too")
+        return record["facts"]
 
     def is_done(self, stage: Stage) -> bool:
+        """Did it end with the settings, sources and earlier stages that it would run with now?"""
         return self.record(stage.name).get("fingerprint") == self.fingerprint(stage)
 
     def fingerprint(self, stage: Stage) -> str:
-        """Changes with the stage's settings, its source and the fingerprints of the stages before it."""
-        before = {name: self.record(name).get("fingerprint") for name in stage.after}
-        sources = [file for module in stage.modules for file in sorted(_sources(ROOT / module))]
-        return fingerprint({"settings": stage.settings(self.config), "before": before}, sources)
+        """Changes with the stage's settings, its source and the fingerprints of the stages before it.
+
+        Taken once a run: a source or an input that changes while a stage works on it was not what it read.
+        """
+        if stage.name not in self._fingerprints:
+            before = {one.name: self.fingerprint(one) for one in stage.after}
+            sources = [file for module in stage.modules for file in sorted(_sources(ROOT / module))]
+            values = {"settings": stage.settings(self.config), "before": before}
+            self._fingerprints[stage.name] = fingerprint(values, sources)
+        return self._fingerprints[stage.name]
 
     def execute(self, stage: Stage) -> None:
         """Run a stage unless it is done; its record is written last, so a killed stage is not done."""
-        missing = [name for name in stage.after if not self.record(name)]
-        if missing:
-            raise UserError(f"stage {stage.name} needs {', '.join(missing)} first; leave out --stages or name them")
+        if missing := [before.name for before in stage.after if not self.is_done(before)]:
+            raise UserError(
+                f"stage {stage.name} needs {', '.join(missing)} first, with these very settings; "
+                "leave out --stages, or name it too"
+            )
         if self.is_done(stage):
             self.say(f"{stage.name:10} done before ({self.record(stage.name)['summary']})")
             return
@@ -159,6 +178,43 @@ def _sources(path: Path) -> Iterator[Path]:
         yield from (file for file in path.rglob("*") if file.suffix in {".py", ".j2"})
     else:
         yield path
+
+
+def _stored(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with these keys; {} where there is no file; UserError where it holds anything else."""
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or not all(key in stored for key in keys):
+        raise UserError(f"{path} is damaged; delete it, and what it stands for is made again")
+    return stored
+
+
+def _tidy(folder: Path, fresh: bool) -> None:
+    """Remove the half-written files of a killed run; for a fresh one also its records, work and results."""
+    if not (folder / "run.json").exists():
+        # No run wrote here: what the folder holds, a `work` maybe, is the user's.
+        return
+    for file in (*folder.glob(".*"), *(folder / "stages").glob(".*"), *(folder / "work").rglob(".*")):
+        if _HALF_WRITTEN.fullmatch(file.name):
+            file.unlink()
+    if fresh:
+        for name in ("stages", "work"):
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        for name in ("run.json", "results.json", "report.html", "MODEL_CARD.md"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def file_state(path: str | None) -> tuple[int, int] | None:
+    """Size and time of change of a file that a stage reads; None where there is none."""
+    if path is None or not Path(path).is_file():
+        return None
+    stat = Path(path).stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def now() -> str:

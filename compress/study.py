@@ -38,7 +38,7 @@ ROWS = {
     "dc relational": {"mode": "dc", "loss": "relational"},
     "c": {"mode": "c"},
 }
-"""What is compared; `dc` learns the teacher's own, un-adapted feature."""
+"""What is compared with each other and with the `teacher` at full size; `dc` learns the un-adapted feature."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,8 +53,9 @@ def main() -> None:
 @click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="Seeds 0, 1, ... of the split.")
 @click.option(
-    "--row", "rows", multiple=True, type=click.Choice(list(ROWS)), help="Repeats. Default: all.", metavar="ROW"
-)
+    "--row", "rows", multiple=True, type=click.Choice(["teacher", *ROWS]), default=("teacher", *ROWS),
+    metavar="ROW", help=f"Repeats. Default: all of teacher, {', '.join(ROWS)}.",
+)  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True)
 @run_cli
@@ -75,8 +76,10 @@ def splits(
     """
     options = {"data.public": list(specs) or None, "teacher.name": teacher, "distill.student": student}
     configs = {
-        name: load_config(preset, None, {**options, **{f"distill.{k}": v for k, v in ROWS[name].items()}}, settings)
-        for name in rows or ROWS
+        name: load_config(
+            preset, None, {**options, **{f"distill.{k}": v for k, v in ROWS.get(name, {}).items()}}, settings
+        )
+        for name in rows
     }
     check(next(iter(configs.values())))
     found = _gather(configs, splits, out)
@@ -85,13 +88,11 @@ def splits(
 
 def _gather(configs: dict[str, Config], splits: int, out: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
-    any_config = next(iter(configs.values()))
     faces: Faces | None = None
-    work = [(seed, name) for seed in range(splits) for name in ("teacher", *configs)]
+    work = [(seed, name) for seed in range(splits) for name in configs]
     prepared: dict[int, _Split] = {}
-    found["teacher"] = []
     for seed, name in track(work, "splits", console=Console(stderr=True), transient=True):
-        config = configs.get(name, any_config)
+        config = configs[name]
         file = out / "rows" / f"{name.replace(' ', '-')}-{seed}-{fingerprint([as_dict(config), name])}.json"
         if not file.exists():
             faces = faces or concatenate([open_faces(spec) for spec in config.data.public])
@@ -150,9 +151,10 @@ def _features(teacher: Teacher, faces: Faces) -> np.ndarray:
 
 def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) -> None:
     table = [_summary(name, rows) for name, rows in found.items()]
-    best = max((entry for entry in table if entry["row"] != "teacher"), key=lambda entry: entry["mean"])
-    for entry in table:
-        if entry["protocol"] == best["protocol"] and entry is not best:
+    students = [entry for entry in table if entry["row"] != "teacher"]
+    best = max(students or table, key=lambda entry: entry["mean"])
+    for entry in students:
+        if entry is not best:
             entry["behind_best"] = _paired(best["accuracy"], entry["accuracy"])
     teacher, student = config.teacher.name, config.distill.student
     lines = [

@@ -1,16 +1,15 @@
 """Stage teacher: get the teacher, and run it once over every public face."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.config import Config
 from compress.data import load_parts
-from compress.run import Run
+from compress.run import Run, file_state
 from faces.align import crop
 from faces.dataset import Faces
-from faces.files import fingerprint, whole
+from faces.files import whole
 from students.tiny import count_macs, count_parameters
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.bootstrap import fit_bootstrap, view_count
@@ -24,10 +23,7 @@ _CHUNK = 512
 
 
 def settings(config: Config) -> Any:
-    weights = config.teacher.weights
-    path = Path(weights) if weights else None
-    stat = path.stat() if path and path.is_file() else None
-    return [config.teacher, config.seed, config.device, stat and (stat.st_size, stat.st_mtime_ns)]
+    return [config.teacher, config.seed, config.device, file_state(config.teacher.weights)]
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -81,8 +77,7 @@ def load_teacher(run: Run) -> Teacher:
 
 def embed_resumable(run: Run, teacher: Teacher, faces: Faces) -> np.ndarray:
     """Embeddings (N, D) of full-size crops, kept in chunks, from which a killed run continues."""
-    key = fingerprint([teacher.name, teacher.source, faces.keys])
-    folder = run.path(f"work/{teacher.name}-{key}")
+    folder = run.path(f"work/{teacher.name}-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     with run.progress(f"{teacher.name} on public faces", len(faces)) as advance:

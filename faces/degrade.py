@@ -160,9 +160,9 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     ycc = torch.einsum("ck,nkhw->nchw", to_ycc, x * 255)
     blocks = ycc.reshape(n, 3, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
     blocks = blocks - torch.tensor([128.0, 0.0, 0.0], device=x.device)[None, :, None, None, None, None]
-    # libjpeg's quality curve.
+    # libjpeg's quality curve; it rounds halves up.
     factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
-    table = (_QUANTISATION.to(x.device) * factor[:, None, None]).round().clamp(1, 255)[:, None, None, None]
+    table = (_QUANTISATION.to(x.device) * factor[:, None, None] + 0.5).floor().clamp(1, 255)[:, None, None, None]
     blocks = dct.T @ ((dct @ blocks @ dct.T / table).round() * table) @ dct
     blocks = blocks + torch.tensor([128.0, 0.0, 0.0], device=x.device)[None, :, None, None, None, None]
     ycc = blocks.permute(0, 1, 2, 4, 3, 5).reshape(n, 3, height, width)

@@ -54,19 +54,28 @@ def make_pairs(identities: np.ndarray, seed: int, most: int = 3000, folds: int =
 
 
 def read_pairs(path: Path, keys: tuple[str, ...]) -> Pairs:
-    """Fixed pairs from a CSV with columns key_a, key_b, same, fold; a key may be the end of a face's key.
+    """Fixed pairs from a CSV with columns key_a, key_b, same (0 or 1), fold.
 
-    UserError where the file is missing, malformed or names faces that are not in the set.
+    A key may be the end of a face's key, from a slash on, where only one face's key ends so. UserError where the
+    file is missing or malformed, names faces that are not in the set or are ambiguous, or where a threshold
+    cannot be fitted: fewer than two folds, no genuine or no impostor pair.
     """
-    index = {key: i for i, key in enumerate(keys)} | {key.rsplit("/", 1)[-1]: i for i, key in enumerate(keys)}
+    index: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        for at, letter in enumerate(key):
+            if letter == "/":
+                index[key[at + 1 :]] = -1 if key[at + 1 :] in index else i
+    index |= {key: i for i, key in enumerate(keys)}
     try:
         with path.open(newline="") as file:
             rows = [(r["key_a"], r["key_b"], int(r["same"]), int(r["fold"])) for r in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as problem:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as problem:
         raise UserError(f"{path} is no list of pairs (key_a,key_b,same,fold): {problem!r}") from None
-    unknown = [key for row in rows for key in row[:2] if key not in index]
-    if unknown or not rows:
-        raise UserError(f"{path} names {len(unknown)} faces that the test set lacks, e.g. {unknown[:3]}")
+    unknown = list(dict.fromkeys(key for row in rows for key in row[:2] if index.get(key, -1) < 0))
+    if unknown:
+        raise UserError(f"{path} names {len(unknown)} faces that the test set lacks or has twice, e.g. {unknown[:3]}")
+    if {row[2] for row in rows} != {0, 1} or len({row[3] for row in rows}) < 2:
+        raise UserError(f"{path} must hold genuine (same = 1) and impostor pairs (same = 0) in at least two folds")
     fold = np.unique([row[3] for row in rows], return_inverse=True)[1]
     return Pairs(
         np.array([index[row[0]] for row in rows]),
@@ -101,10 +110,12 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     sorted_scores, genuine = scores[order], same[order]
     # With the threshold before position i: impostors below it and genuine pairs from it on are right.
     right = np.concatenate([[0], np.cumsum(~genuine)]) + genuine.sum() - np.concatenate([[0], np.cumsum(genuine)])
-    edges = np.concatenate(
-        [sorted_scores[:1] - 1e-6, (sorted_scores[1:] + sorted_scores[:-1]) / 2, sorted_scores[-1:] + 1e-6]
-    )
-    distinct = np.concatenate([[True], np.diff(sorted_scores) > 0, [True]])
+    below, above = sorted_scores[:-1], sorted_scores[1:]
+    middle = below + (above - below) / 2
+    # Between two neighbouring floats there is no middle: it must not round down to the lower score.
+    middle = np.where(middle > below, middle, above)
+    edges = np.concatenate([sorted_scores[:1], middle, np.nextafter(sorted_scores[-1:], np.inf)])
+    distinct = np.concatenate([[True], below < above, [True]])
     return float(edges[distinct][np.argmax(right[distinct])])
 
 
@@ -127,7 +138,9 @@ def bootstrap_interval(
     """
     rng = np.random.default_rng([seed, 303])
     genuine, impostor = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
-    people, owner = np.unique(identities[pairs.a[genuine]], return_inverse=True)
+    # In a list of fixed pairs a face may be unlabelled: it then stands for a person of its own.
+    who = np.where(identities[pairs.a] >= 0, identities[pairs.a], -1 - pairs.a)
+    people, owner = np.unique(who[genuine], return_inverse=True)
     sums = np.bincount(owner, weights=correct[genuine].astype(float), minlength=len(people))
     counts = np.bincount(owner, minlength=len(people))
     drawn = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=draws)
@@ -161,9 +174,12 @@ class Roc:
 
     def threshold_at(self, far: float) -> float | None:
         """Lowest threshold with at most `far` of the impostors accepted; None with too few impostors."""
-        if far * len(self.impostor) < MIN_FALSE_MATCHES:
+        # The small summand: .07 x 100 is 7 false matches, though in floating point it is a little more or less.
+        accepted = min(int(far * len(self.impostor) + 1e-6), len(self.impostor))
+        if accepted < MIN_FALSE_MATCHES:
             return None
-        accepted = int(np.floor(far * len(self.impostor)))
+        if accepted == len(self.impostor):
+            return float(self.impostor[0])
         return float(np.nextafter(self.impostor[len(self.impostor) - accepted - 1], np.inf))
 
     def tar_at(self, far: float) -> float | None:
@@ -172,12 +188,16 @@ class Roc:
         return None if threshold is None else float((self.genuine >= threshold).mean())
 
     def eer(self) -> float:
-        """Equal error rate: where the false match rate crosses the false non-match rate."""
-        thresholds = np.unique(np.concatenate([self.genuine, self.impostor]))
+        """Equal error rate: where the false match rate crosses the false non-match rate, on the straight line
+        between the two operating points next to it."""
+        thresholds = np.unique(np.concatenate([self.genuine, self.impostor, [np.inf]]))
         fmr = 1 - np.searchsorted(self.impostor, thresholds) / len(self.impostor)
         fnmr = np.searchsorted(self.genuine, thresholds) / len(self.genuine)
-        crossing = int(np.argmin(np.abs(fmr - fnmr)))
-        return float((fmr[crossing] + fnmr[crossing]) / 2)
+        # The lowest threshold accepts all, the last none: the gap falls from 1 to -1.
+        gap = fmr - fnmr
+        after = int(np.argmax(gap <= 0))
+        share = gap[after - 1] / (gap[after - 1] - gap[after])
+        return float(fmr[after - 1] + share * (fmr[after] - fmr[after - 1]))
 
     def curve(self, points: int = 100) -> tuple[list[float], list[float]]:
         """(FMR, TMR) at up to `points` log-spaced false match rates that the impostors can resolve."""

@@ -19,6 +19,6 @@ def create_student(name: str) -> Tiny:
     """A freshly initialised student (Xavier, drawn from torch's global generator); UserError on an unknown name."""
     if name not in _STUDENTS:
         near = difflib.get_close_matches(name, _STUDENTS, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"unknown student {name!r}.{hint} Known: {', '.join(_STUDENTS)}")
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"unknown student {name!r}{hint} Known: {', '.join(_STUDENTS)}")
     return _STUDENTS[name]()

@@ -5,8 +5,9 @@ checkpoint to the same weights, bit for bit on the same machine and thread count
 """
 
 import math
+import pickle
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from faces.dataset import Progress
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
-from faces.files import whole
+from faces.files import fingerprint, whole
 from students.losses import regression, relational
 from students.tiny import EMBEDDING_DIM, Tiny
 
@@ -83,6 +84,8 @@ def train_student(
     number of steps just done or found done. UserError: no target and no label, a loss that is not finite, a
     checkpoint of another run.
     """
+    if not len(examples.crops):
+        raise UserError("the student has nothing to learn from: no training face")
     classes = 0 if examples.labels is None else int(examples.labels.max()) + 1
     width = 0 if examples.targets is None else examples.targets.shape[1]
     if not classes and not width:
@@ -96,7 +99,8 @@ def train_student(
         student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average), use_buffers=True
     )
     parts = {"both": both, "optimiser": optimiser, "schedule": schedule, "smooth": smooth}
-    start, curve = _restore(parts, checkpoint)
+    key = fingerprint([asdict(recipe), seed, examples.crops.shape, examples.margin, classes, width])
+    start, curve = _restore(parts, checkpoint, key)
     if progress:
         progress(start)
     every = max(1, recipe.steps // 200)
@@ -109,7 +113,7 @@ def train_student(
         loss = sum(losses.values(), start=torch.zeros((), device=device))
         optimiser.zero_grad()
         loss.backward()
-        lr = schedule.get_last_lr()[0]
+        lr = float(schedule.get_last_lr()[0])
         optimiser.step()
         schedule.step()
         if recipe.average:
@@ -122,7 +126,7 @@ def train_student(
             parts_now = {name: value.item() for name, value in losses.items()}
             curve.append({"step": step + 1, "lr": lr, "loss": loss.item(), **parts_now})
         if checkpoint and time.monotonic() - saved > checkpoint_seconds:
-            _save(parts, checkpoint, step + 1, curve)
+            _save(parts, checkpoint, key, step + 1, curve)
             saved = time.monotonic()
     if recipe.average:
         student.load_state_dict(smooth.module.state_dict())
@@ -225,21 +229,23 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
-def _save(parts: dict, path: Path, step: int, curve: list[dict[str, float]]) -> None:
+def _save(parts: dict, path: Path, key: str, step: int, curve: list[dict[str, float]]) -> None:
     with whole(path) as temporary:
         torch.save(
-            {"step": step, "curve": curve, **{name: part.state_dict() for name, part in parts.items()}},
+            {"key": key, "step": step, "curve": curve, **{name: part.state_dict() for name, part in parts.items()}},
             temporary,
         )
 
 
-def _restore(parts: dict, path: Path | None) -> tuple[int, list[dict[str, float]]]:
+def _restore(parts: dict, path: Path | None, key: str) -> tuple[int, list[dict[str, float]]]:
     if path is None or not path.is_file():
         return 0, []
     try:
         state = torch.load(path, weights_only=True)
+        if state["key"] != key:
+            raise ValueError("its recipe, seed or data differ")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as problem:
+        return state["step"], state["curve"]
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as problem:
         raise UserError(f"{path} is no checkpoint of this run ({problem}); start again with --fresh") from None
-    return state["step"], state["curve"]

@@ -23,6 +23,7 @@ from teachers.weights import hub_file, load_state, package_file, read_state
 Metric = Literal["cosine", "euclidean"]
 PETALFACE_HUB = ("kartiknarayan/PETALface", "swin_arcface_webface12m/model.pt")
 BOOTSTRAP_LICENCE = "random weights fitted to a reference teacher, whose licence holds"
+USER_LICENCE = "the user's own weights: their licence was not stated"
 DLIB_PACKAGE = ("face_recognition_models", "dlib_face_recognition_resnet_model_v1.dat")
 
 
@@ -130,7 +131,9 @@ def _load_swin(given: str | Path | None) -> tuple[Backbone, str]:
     if rank is not None:
         lora.attach(backbone, rank)
     load_state(backbone, lora.from_official(state), path)
-    return backbone, "hub " + "/".join(PETALFACE_HUB) if given == "hub" else str(path)
+    source = "hub " + "/".join(PETALFACE_HUB) if given == "hub" else str(path)
+    # Without a quality score every image gets the same mix of the two branches.
+    return backbone, source if rank is None else f"{source}, LoRA rank {rank} at alpha .5"
 
 
 TEACHERS = {
@@ -174,11 +177,14 @@ def create_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     """
     spec = known_teacher(name)
     backbone, source = spec.load(weights)
+    licence = spec.licence if weights in (None, "hub") else USER_LICENCE
+    if isinstance(backbone, Bootstrap):
+        licence = BOOTSTRAP_LICENCE
     return Teacher(
         backbone,
         name=name,
         template=spec.template,
         metric=spec.metric,
-        licence=BOOTSTRAP_LICENCE if isinstance(backbone, Bootstrap) else spec.licence,
+        licence=licence,
         source=source,
     ).eval()

@@ -34,7 +34,8 @@ def recognise(spec: str) -> tuple[Callable[[], Iterator[Record]], str]:
 def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, progress: Progress | None = None) -> Faces:
     """All usable faces of `spec`, aligned.
 
-    Skipped and counted in `.integrity`: unreadable images, exact duplicates, identities without images.
+    Skipped and counted in `.integrity`: unreadable images, exact duplicates, keys that occurred already,
+    stored landmarks without two eyes in the image, identities without images.
     Faces that the detector misses are counted and named. An identity left with one face keeps it as
     unlabelled (counted), as it can form no genuine pair. `aligned=True` takes the images as ArcFace crops.
     UserError: nothing at `spec`, an unknown layout, or no face left.
@@ -47,12 +48,17 @@ def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, prog
     skipped: Counter[str] = Counter()
     missed: list[str] = []
     seen: set[bytes] = set()
+    keys: set[str] = set()
     kept: list[tuple[Record, np.ndarray, np.ndarray]] = []
     read = 0
     for record in reader():
         read += 1
         if progress:
             progress(1)
+        if record.key in keys:
+            skipped["key that occurred already"] += 1
+            continue
+        keys.add(record.key)
         image = decode(record.data)
         if image is None:
             skipped["unreadable image"] += 1
@@ -62,6 +68,9 @@ def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, prog
             skipped["exact duplicate"] += 1
             continue
         seen.add(digest)
+        if record.landmarks is not None and not _two_eyes(record.landmarks, image):
+            skipped["landmarks without two eyes in the image"] += 1
+            continue
         landmarks = _landmarks(record, image, detector, aligned)
         if landmarks is None:
             missed.append(record.key)
@@ -73,10 +82,18 @@ def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, prog
         skipped["identity folder without images"] += empty
     if not kept:
         raise UserError(
-            f"none of the {read} records of {spec} holds a usable face "
-            f"({skipped['unreadable image']} unreadable, {len(missed)} without a face found)"
+            f"none of the {read} records of {spec} holds a usable face (without a face found: {len(missed)}"
+            + "".join(f", {reason}: {count}" for reason, count in skipped.items())
+            + ")"
         )
     return _assemble(spec, licence, kept, Integrity(read, skipped, tuple(missed)))
+
+
+def _two_eyes(landmarks: np.ndarray, image: np.ndarray) -> bool:
+    """Are the two eyes known, at least a pixel apart, and in the image?"""
+    left, right = landmarks[:2]
+    inside = ((landmarks[:2] >= 0) & (landmarks[:2] < image.shape[1::-1])).all()
+    return bool(inside and np.hypot(*(right - left)) >= 1)
 
 
 def _landmarks(record: Record, image: np.ndarray, detector: str, aligned: bool) -> np.ndarray | None:
@@ -98,7 +115,10 @@ def _assemble(
     return Faces(
         images=np.stack([image for _, image, _ in kept]),
         landmarks=np.stack([landmarks for _, _, landmarks in kept]),
-        identities=np.array([index.get(record.identity or "", -1) for record, _, _ in kept], dtype=np.int64),
+        identities=np.array(
+            [-1 if record.identity is None else index.get(record.identity, -1) for record, _, _ in kept],
+            dtype=np.int64,
+        ),
         names=names,
         keys=tuple(record.key for record, _, _ in kept),
         source=spec,

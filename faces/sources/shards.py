@@ -1,7 +1,9 @@
 """webdataset tar shards: `KEY.jpg|png|webp` beside `KEY.json` with `identity` (or null) and `landmarks`."""
 
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,28 +13,42 @@ from faces.errors import UserError
 from faces.sources.folder import SUFFIXES
 from faces.sources.record import Record
 
+_MOST_BYTES = 1 << 28
+"""A member larger than that is no face: a sparse one of some bytes may claim terabytes."""
+
 
 def read(path: Path) -> Iterator[Record]:
-    """Records of one shard in file order. UserError where the file is no readable tar or a JSON is malformed."""
+    """Records of one shard in file order; files that are neither image nor JSON are left out.
+
+    UserError where the file is no readable tar, ends before its end mark, or a JSON is malformed.
+    """
     try:
         with tarfile.open(path) as archive:
             yield from _records(path, archive)
-    except (tarfile.TarError, EOFError, OSError) as problem:
+            # tarfile takes a header that it cannot read, or none at all, for the end.
+            assert archive.fileobj is not None, "an open archive has a file"
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no end mark at byte {archive.offset}")
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as problem:
         raise UserError(f"{path} cannot be read as a tar shard ({problem}); was the download cut short?") from None
 
 
 def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
-    name, parts = "", {}
+    name, parts = "", dict[str, bytes]()
     for member in archive:
-        if not member.isfile():
+        key, _, kind = member.name.rpartition(".")
+        suffix = "." + kind.lower()
+        if not member.isfile() or suffix not in SUFFIXES | {".json"}:
             continue
-        key, _, suffix = member.name.rpartition(".")
+        if member.size > _MOST_BYTES:
+            raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
         if key != name and parts:
             yield _record(path, name, parts)
             parts = {}
         file = archive.extractfile(member)
         assert file is not None, "a regular member always has a file"
-        name, parts["." + suffix.lower()] = key, file.read()
+        name, parts[suffix] = key, file.read()
     if parts:
         yield _record(path, name, parts)
 
@@ -42,7 +58,9 @@ def _record(path: Path, key: str, parts: dict[str, bytes]) -> Record:
     try:
         note = json.loads(parts.get(".json", b"{}"))
         identity, points = note.get("identity"), note.get("landmarks")
+        if not isinstance(identity, str | int | None):
+            raise TypeError(f"its identity is {identity!r}")
         landmarks = None if points is None else np.asarray(points, dtype=np.float64).reshape(5, 2)
-    except (ValueError, TypeError, AttributeError) as problem:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         raise UserError(f"{path}: {key}.json is not a face's note ({problem})") from None
     return Record(f"{path.stem}/{key}", image, None if identity is None else str(identity), landmarks)

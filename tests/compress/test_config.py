@@ -1,0 +1,205 @@
+import dataclasses
+import json
+
+import pytest
+
+from compress.config import PRESETS, Config, as_dict, known_keys, load_config
+from faces.errors import UserError
+
+
+def load(*settings, preset="quick", file=None, options=None, **top):
+    return load_config(preset, file, options or {}, settings, **top)
+
+
+def toml(tmp_path, text):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_quick_is_the_default_configuration():
+    assert load() == Config()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_changes_what_it_names_and_nothing_else(preset):
+    def flat(values, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    wanted = dict(flat(as_dict(Config()))) | {"preset": preset} | dict(flat(PRESETS[preset]))
+    assert dict(flat(as_dict(load(preset=preset)))) == wanted
+
+
+def test_the_paper_preset_is_the_papers_optimiser():
+    how = load(preset="paper").distill
+    assert (how.optimiser, how.lr, how.batch, how.versions, how.loss) == ("sgd", 1e-3, 256, 16, "regression")
+
+
+def test_presets_are_not_changed_by_what_is_merged_into_them():
+    before = json.dumps(PRESETS)
+    load("distill.samples=5", "adapt.steps=7", preset="paper")
+    assert json.dumps(PRESETS) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("distill.samples=1_000", lambda c: c.distill.samples == 1000),
+        ("distill.lr=1e-2", lambda c: c.distill.lr == 0.01),
+        ("distill.loss=regression", lambda c: c.distill.loss == "regression"),
+        ('distill.loss="regression"', lambda c: c.distill.loss == "regression"),
+        (" data.aligned = true ", lambda c: c.data.aligned is True),
+        ("evaluate.px=[24, 12]", lambda c: c.evaluate.px == (24, 12)),
+        ("data.pairs=a=b.csv", lambda c: c.data.pairs == "a=b.csv"),
+        ("distill.degradation.jpeg=0.5", lambda c: c.distill.degradation.jpeg == 0.5),
+        ('data.public=["orl", "faces"]', lambda c: c.data.public == ("orl", "faces")),
+    ],
+)
+def test_a_setting_is_read_as_what_it_is(setting, read):
+    assert read(load(setting))
+
+
+def test_a_table_in_a_setting_is_merged_not_put_in_place():
+    how = load("distill={samples=512}", options={"distill.student": "tiny32"}).distill
+    assert (how.samples, how.student) == (512, "tiny32")
+
+
+def test_preset_then_file_then_options_then_settings(tmp_path):
+    file = toml(tmp_path, 'seed = 5\n[distill]\nsamples = 700\nstudent = "tiny64"\nlr = 0.1\n[adapt]\nsteps = 9\n')
+    config = load(
+        "distill.lr=0.2", preset="paper", file=file, options={"distill.student": "tiny32", "data.val": None}, seed=3
+    )
+    assert config.seed == 3  # --seed over the file
+    assert config.distill.student == "tiny32"  # an option over the file
+    assert config.distill.lr == 0.2  # --set over the file
+    assert (config.distill.samples, config.adapt.steps) == (700, 9)  # the file over the preset
+    assert config.distill.versions == 16  # the preset over the default
+    assert load("seed=4", file=file, seed=3).seed == 4  # --set over an option
+    assert load(file=file).seed == 5
+    assert load("distill.lr=0.3", "distill.lr=0.4").distill.lr == 0.4  # the last one of two
+
+
+def test_the_preset_cannot_be_half_chosen(tmp_path):
+    for arguments in ({"settings": ["preset=paper"]}, {"file": toml(tmp_path, 'preset = "paper"')}):
+        with pytest.raises(UserError, match="--preset paper"):
+            load_config("quick", arguments.get("file"), {}, arguments.get("settings", []))
+    assert load(preset="paper", file=toml(tmp_path, 'preset = "paper"')).preset == "paper"
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("distill.sample", "distill.samples"),
+        ("distill.temprature", "distill.temperature"),
+        ("samples", "distill.samples"),
+        ("devise", "device"),
+        ("data.test_shares", "data.test_share"),
+        ("distill.degradation.jpg", "distill.degradation.jpeg"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(key, nearest):
+    with pytest.raises(UserError, match=f"unknown setting '{key}'; did you mean '{nearest}'"):
+        load(f"{key}=1")
+
+
+@pytest.mark.parametrize(
+    "text", ["[distil]\nsamples = 5", "[distill]\nsample = 5", "sede = 1", "[distill.samples]\nx = 1"]
+)
+def test_an_unknown_key_in_a_file_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match="unknown setting"):
+        load(file=toml(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "distill.samples=0",
+        "distill.samples=1.5",
+        "distill.samples=many",
+        "distill.samples=",
+        "distill.lr=0",
+        "distill.lr=nan",
+        "distill.lr=inf",
+        "distill.mode=x",
+        "distill.weight_decay=-1",
+        "distill.pretrain=1.5",
+        "distill.warmup=-0.1",
+        "distill.average=1",
+        "distill.degradation=7",
+        "distill.degradation.jpeg=high",
+        "data.test_share=1",
+        "data.public=[]",
+        "data.public=orl",
+        "data.aligned=maybe",
+        "teacher.views=1",
+        "teacher.method=lora",
+        "evaluate.px=[0]",
+        "evaluate.px=[]",
+        "evaluate.folds=1",
+        "benchmark.batches=[]",
+        "benchmark.threads=0",
+        "export.formats=[]",
+        'export.formats=["pdf"]',
+        "seed=-1",
+        "data=5",
+        "data.public.x=5",
+        "seed.x=5",
+        "nothing",
+        "=5",
+        "preset=fast",
+    ],
+)
+def test_a_wrong_value_is_the_users_mistake(setting):
+    with pytest.raises(UserError) as problem:
+        load(setting)
+    assert str(problem.value)
+
+
+def test_a_wrong_value_is_told_with_its_key_and_value():
+    with pytest.raises(UserError, match=r"distill\.samples = 0: .*greater than or equal to 1"):
+        load("distill.samples=0")
+
+
+@pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe", b"a = 1\na = 2"])
+def test_a_broken_file_is_the_users_mistake(tmp_path, content):
+    file = tmp_path / "broken.toml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.toml cannot be read"):
+        load(file=str(file))
+    with pytest.raises(UserError, match=r"none\.toml cannot be read"):
+        load(file=str(tmp_path / "none.toml"))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(file=str(tmp_path))
+
+
+def test_the_configuration_is_frozen():
+    config = load()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.distill.samples = 1
+
+
+def test_known_keys_are_all_the_leaves():
+    keys = known_keys()
+    assert {"seed", "data.public", "distill.degradation.blur_sigma", "benchmark.batches"} <= set(keys)
+    assert not {"data", "distill.degradation"} & set(keys)
+    assert keys == sorted(set(keys))
+
+
+def test_a_configuration_survives_json():
+    config = load("evaluate.px=[24]", preset="paper")
+    stored = json.loads(json.dumps(as_dict(config)))
+    assert load_config("paper", None, {}, [f"{k}={json.dumps(v)}" for k, v in _leaves(stored)]) == config
+
+
+def _leaves(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, value

@@ -1,0 +1,412 @@
+import ast
+import json
+import logging
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+
+from compress import pipeline
+from compress import run as run_module
+from compress.config import load_config
+from compress.run import ROOT, Run, Stage
+from faces.errors import UserError
+from faces.files import lock
+
+CONFIG = load_config("quick", None, {}, [])
+PACKAGES = ("faces", "teachers", "students", "compress", "export", "benchmarks")
+
+
+def names(stages):
+    return [stage.name for stage in stages]
+
+
+class Chain:
+    """Three stages in a row, a -> b -> c, whose runs are counted; each has a setting and a source of its own."""
+
+    def __init__(self, root):
+        self.root, self.ran, self.settings, self.broken = root, [], {"a": 1, "b": 1, "c": 1}, set()
+        stages = []
+        for name in "abc":
+            (root / f"{name}.py").write_text(f"source of {name}")
+            stages.append(
+                Stage(
+                    name,
+                    lambda run, name=name: self.work(name),
+                    lambda config, name=name: self.settings[name],
+                    tuple(stages[-1:]),
+                    (f"{name}.py",),
+                )
+            )
+        self.stages = tuple(stages)
+
+    def work(self, name):
+        if name in self.broken:
+            raise RuntimeError(name)
+        self.ran.append(name)
+        return {"summary": f"{name} worked", "value": len(self.ran)}
+
+    def __call__(self, folder, only="abc"):
+        """Run the stages in a folder; which of them worked."""
+        self.ran = []
+        with Run.open(folder, CONFIG, quiet=True) as run:
+            for stage in self.stages:
+                if stage.name in only:
+                    run.execute(stage)
+        return "".join(self.ran)
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(run_module, "ROOT", tmp_path / "root")
+    return Chain(tmp_path / "root")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "out"
+
+
+def test_a_stage_runs_once(chain, folder):
+    assert chain(folder) == "abc"
+    before = {file: file.read_bytes() for file in (folder / "stages").iterdir()}
+    assert chain(folder) == ""
+    assert {file: file.read_bytes() for file in (folder / "stages").iterdir()} == before
+
+
+def test_what_a_stage_reported_is_kept(chain, folder):
+    chain(folder)
+    run = Run(folder, CONFIG, quiet=True)
+    assert run.facts("b") == {"value": 2}
+    assert run.record("b")["summary"] == "b worked"
+    assert run.record("nothing") == {}
+
+
+@pytest.mark.parametrize(("changed", "again"), [("a", "abc"), ("b", "bc"), ("c", "c")])
+def test_a_change_of_settings_or_sources_reaches_what_comes_after(chain, folder, changed, again):
+    chain(folder)
+    chain.settings[changed] = 2
+    assert chain(folder) == again
+    (chain.root / f"{changed}.py").write_text("other source")
+    assert chain(folder) == again
+    assert chain(folder) == ""
+
+
+def test_a_folder_of_sources_counts_with_its_templates(chain, folder, tmp_path):
+    package = chain.root / "package"
+    (package / "templates").mkdir(parents=True)
+    (package / "code.py").touch()
+    page = package / "templates" / "page.html.j2"
+    page.touch()
+    stage = Stage("a", lambda run: chain.work("a"), lambda config: None, (), ("package",))
+    chain.stages = (stage,)
+    assert chain(folder) == "a"
+    (package / "notes.txt").write_text("no source")
+    assert chain(folder) == ""
+    page.write_text("changed")
+    assert chain(folder) == "a"
+
+
+def test_a_stage_that_raised_is_not_done(chain, folder):
+    chain.broken = {"b"}
+    with pytest.raises(RuntimeError):
+        chain(folder)
+    assert not (folder / "stages" / "b.json").exists()
+    chain.broken = set()
+    assert chain(folder) == "bc"
+
+
+def test_a_failed_rerun_leaves_no_later_stage_done(chain, folder):
+    chain(folder)
+    chain.settings["b"], chain.broken = 2, {"b"}
+    with pytest.raises(RuntimeError):
+        chain(folder)
+    with pytest.raises(UserError, match="stage c needs b first"):
+        chain(folder, only="c")
+    chain.broken = set()
+    assert chain(folder) == "bc"
+
+
+def test_a_stage_alone_needs_those_before_it_up_to_date(chain, folder):
+    with pytest.raises(UserError, match="stage b needs a first"):
+        chain(folder, only="b")
+    chain(folder)
+    assert chain(folder, only="c") == ""
+    chain.settings["a"] = 2
+    with pytest.raises(UserError, match="stage c needs b first"):
+        chain(folder, only="c")
+
+
+def test_a_deleted_record_runs_that_stage_alone_again(chain, folder):
+    chain(folder)
+    (folder / "stages" / "a.json").unlink()
+    with pytest.raises(UserError, match="stage a has not ended"):
+        Run(folder, CONFIG, quiet=True).facts("a")
+    assert chain(folder) == "a"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'"x"', b"\xff\xff", b'{"fingerprint": "x"}'])
+def test_a_damaged_record_is_the_users_to_delete(chain, folder, content):
+    chain(folder)
+    record = folder / "stages" / "b.json"
+    record.write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.json is damaged; delete it"):
+        chain(folder)
+    record.unlink()
+    assert chain(folder) == "b"
+
+
+def test_a_damaged_note_of_the_start_is_the_users_to_delete(chain, folder):
+    chain(folder)
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        Run(folder, CONFIG).started()
+
+
+def test_the_start_is_kept_over_resumes_and_not_over_a_fresh_run(chain, folder):
+    chain(folder)
+    (folder / "run.json").write_text('{"started": "then"}')
+    with Run.open(folder, CONFIG, quiet=True) as run:
+        assert run.started() == "then"
+    with Run.open(folder, CONFIG, quiet=True, fresh=True) as run:
+        assert run.started() != "then"
+
+
+def test_fresh_forgets_results_and_work_but_not_the_users_files(chain, folder):
+    chain(folder)
+    for name in ("work/targets.npy", "results.json", "report.html", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    with Run.open(folder, CONFIG, quiet=True, fresh=True):
+        pass
+    assert not list((folder / "stages").iterdir())
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock", "config.json", "notes.txt", "run.json", "run.log", "stages",
+    }  # fmt: skip
+
+
+def test_fresh_in_a_folder_that_no_run_wrote_deletes_nothing(folder):
+    (folder / "work").mkdir(parents=True)
+    (folder / "work" / "thesis.tex").write_text("years")
+    (folder / "results.json").write_text("mine")
+    with Run.open(folder, CONFIG, quiet=True, fresh=True):
+        pass
+    assert (folder / "work" / "thesis.tex").read_text() == "years"
+    assert (folder / "results.json").read_text() == "mine"
+
+
+def test_half_written_files_of_a_killed_run_are_removed(chain, folder):
+    chain(folder)
+    (folder / "work" / "chunks").mkdir(parents=True)
+    half = [folder / ".student.abcd_123.tmp.onnx", folder / "work" / "chunks" / ".00000000.q2w3e4r5.tmp.npy"]
+    kept = [folder / ".notes", folder / ".draft.tmp", folder / "work" / "chunks" / "00000000.npy"]
+    for file in half + kept:
+        file.touch()
+    chain(folder)
+    assert not any(file.exists() for file in half)
+    assert all(file.exists() for file in kept)
+
+
+def _hold(folder, held, release):
+    with lock(folder):
+        held.set()
+        release.wait(30)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(chain, folder):
+    chain(folder)
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(folder, held, release))
+    other.start()
+    try:
+        assert held.wait(30)
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for fresh in (False, True):
+            with (
+                pytest.raises(UserError, match="in use by another run"),
+                Run.open(folder, load_config("paper", None, {}, []), quiet=True, fresh=fresh),
+            ):
+                pass
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    finally:
+        release.set()
+        other.join()
+    assert chain(folder) == ""
+
+
+@pytest.mark.parametrize("below", ["a file", "/proc/nothing"])
+def test_an_unwritable_folder_is_the_users_mistake(tmp_path, below):
+    (tmp_path / "a file").write_text("in the way")
+    for folder in (tmp_path / below, tmp_path / below / "run"):
+        with pytest.raises(UserError, match=r"cannot write to .*choose another --out"), Run.open(folder, CONFIG):
+            pass
+    assert (tmp_path / "a file").read_text() == "in the way"
+
+
+def test_the_log_names_stages_and_is_closed(chain, folder):
+    chain(folder)
+    log = (folder / "run.log").read_text()
+    assert log.index("command: ") < log.index("a begins") < log.index("a worked") < log.index("b begins")
+    assert not logging.getLogger("bridgeface").handlers
+
+
+# The pipeline's own stages.
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the packages that fingerprints are taken from."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(run_module, "ROOT", tmp_path)
+    return tmp_path
+
+
+def fingerprints(*settings, **top):
+    run = Run(Path("nowhere"), load_config("quick", None, {}, settings, **top))
+    return {stage.name: run.fingerprint(stage) for stage in pipeline.STAGES}
+
+
+def changed(before, after):
+    return [name for name in before if before[name] != after[name]]
+
+
+ALL = ["data", "teacher", "adapt", "distill", "export", "evaluate", "benchmark", "report"]
+REACH = {name: ALL[ALL.index(name) :] for name in ALL} | {
+    "evaluate": ["evaluate", "report"],
+    "benchmark": ["benchmark", "report"],
+}
+"""What must run again when a stage's own settings or sources change."""
+
+
+def test_the_stages_are_in_their_order():
+    assert names(pipeline.STAGES) == ALL
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("data.test_share=0.3", "data"),
+        ("seed=1", "data"),
+        ("teacher.views=100", "teacher"),
+        ("adapt.steps=7", "adapt"),
+        ("distill.samples=7", "distill"),
+        ("distill.degradation.jpeg=0", "distill"),
+        ("export.allow_parity_failure=true", "export"),
+        ("evaluate.folds=5", "evaluate"),
+        ("benchmark.threads=2", "benchmark"),
+    ],
+)
+def test_a_setting_runs_its_stage_and_those_after_it(setting, first):
+    assert changed(fingerprints(), fingerprints(setting)) == REACH[first]
+
+
+@pytest.mark.parametrize(
+    ("file", "first"),
+    [
+        ("faces/sources/folder.py", "data"),
+        ("faces/align.py", "data"),
+        ("teachers/backbones/swin.py", "teacher"),
+        ("compress/adapt.py", "adapt"),
+        ("students/train.py", "distill"),
+        ("faces/degrade.py", "distill"),
+        ("export/tflite.py", "export"),
+        ("faces/verification.py", "export"),
+        ("compress/strip.py", "evaluate"),
+        ("benchmarks/timing.py", "benchmark"),
+        ("compress/report.py", "report"),
+        ("compress/templates/report.html.j2", "report"),
+    ],
+)
+def test_a_source_runs_its_stage_and_those_after_it(sources, file, first):
+    before = fingerprints()
+    with (sources / file).open("a") as source:
+        source.write("\n# changed\n")
+    assert changed(before, fingerprints()) == REACH[first]
+
+
+def test_a_file_of_weights_that_changes_counts(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    for key, first in (("teacher.weights", "teacher"), ("distill.weights", "distill")):
+        file.write_bytes(b"1")
+        before = fingerprints(f"{key}={file}")
+        file.write_bytes(b"22")
+        assert changed(before, fingerprints(f"{key}={file}")) == REACH[first]
+
+
+def test_a_face_that_is_added_counts(tmp_path):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    setting = f'data.public=["{tmp_path}"]'
+    before = fingerprints(setting)
+    assert fingerprints(setting) == before
+    (tmp_path / "ann" / "1.png").touch()
+    assert changed(before, fingerprints(setting)) == ALL
+
+
+# Nothing that a stage computes depends on these.
+PLUMBING = {
+    "faces/errors.py",
+    "faces/files.py",
+    "faces/cli.py",
+    "compress/config.py",
+    "compress/run.py",
+    *(f"{p}/__init__.py" for p in PACKAGES),
+}
+
+
+# Imports that no result of the stage depends on: whether the test faces form pairs, counts of parameters, 128.
+UNREAD = {
+    "compress/data.py": {"faces/verification.py"},
+    "compress/teach.py": {"students/tiny.py"},
+    "compress/adapt.py": {"students/tiny.py"},
+}
+
+
+def _imported(file):
+    """First-party source files that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        for module in modules:
+            if module.split(".")[0] in PACKAGES:
+                path = module.replace(".", "/")
+                found |= {name for name in (f"{path}.py", f"{path}/__init__.py") if (ROOT / name).is_file()}
+    return found - UNREAD.get(file, set())
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES, ids=names(pipeline.STAGES))
+def test_every_source_that_a_stage_imports_is_among_those_it_depends_on(stage):
+    above, declared = [stage], []
+    while above:
+        one = above.pop()
+        declared += one.modules
+        above += one.after
+    assert all((ROOT / module).exists() for module in declared)
+    reached, todo = (
+        set(),
+        [module for module in stage.modules if module.startswith("compress/") and module.endswith("py")],
+    )
+    while todo:
+        file = todo.pop()
+        if file not in reached | PLUMBING:
+            reached.add(file)
+            todo += _imported(file)
+    assert len(reached) > 1
+    missing = {file for file in reached if not any(file == m or file.startswith(f"{m}/") for m in declared)}
+    assert not missing
+
+
+def test_records_hold_json_alone(chain, folder):
+    chain(folder)
+    for file in (folder / "stages").iterdir():
+        assert set(json.loads(file.read_text())) == {
+            "fingerprint", "summary", "seconds", "cpu_seconds", "facts", "ended",
+        }  # fmt: skip

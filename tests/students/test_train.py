@@ -1,0 +1,356 @@
+"""The training loop on a few synthetic faces."""
+
+import copy
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from faces.degrade import Degradation, degrade
+from faces.errors import UserError
+from students import create_student, train
+from students.train import Examples, Heads, Recipe, train_student
+
+_PEOPLE, _EACH = 6, 8
+
+
+def _crops(seed=0):
+    """(48, 32, 32, 3): a coarse pattern a person, with noise on it."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(40, 216, (_PEOPLE, 4, 4, 3)).repeat(8, 1).repeat(8, 2).repeat(_EACH, 0)
+    return (base + rng.normal(0, 12, base.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _examples(width=128, labels=True, seed=0):
+    people = np.arange(_PEOPLE).repeat(_EACH)
+    targets = (
+        np.random.default_rng(seed + 1).normal(size=(_PEOPLE, width)).astype(np.float32)[people] if width else None
+    )
+    return Examples(_crops(seed), 0.1, targets, people.astype(np.int64) if labels else None)
+
+
+def _student(seed=0):
+    torch.manual_seed(seed)
+    return create_student("tiny16")
+
+
+def _digest(student):
+    state = student.state_dict()
+    return hashlib.sha256(b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
+
+
+_SHORT = Recipe(samples=12 * 20, batch=20)
+"""Twelve steps; 20 does not divide 48, so batches reach over the ends of epochs."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("loss", ["relational", "regression"])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
+    how = Recipe(samples=120 * 32, batch=32, loss=loss, optimiser=optimiser)
+    how = replace(how, lr=3e-4, mimic_weight=0.1) if optimiser == "sgd" and loss == "regression" else how
+    examples, student, steps = _examples(), _student(), []
+    curve = train_student(student, examples, how, 0, progress=steps.append)
+    assert steps == [0] + [1] * 120
+    assert [row["step"] for row in curve] == list(range(1, 121))
+    for row in curve:
+        assert row["loss"] == pytest.approx(row["class"] + row["mimic"], rel=1e-5)
+    for name in ("class", "mimic"):
+        first, last = (np.mean([row[name] for row in part]) for part in (curve[:10], curve[-10:]))
+        assert last < 0.8 * first, name
+    assert not student.training
+    assert next(student.parameters()).is_contiguous()
+    images = degrade(
+        torch.from_numpy(examples.crops).permute(0, 3, 1, 2), 16, 0.1, Degradation(), torch.Generator().manual_seed(9)
+    )
+    with torch.no_grad():
+        feature = torch.nn.functional.normalize(student(images))
+    same = torch.from_numpy(examples.labels[:, None] == examples.labels)
+    scores = feature @ feature.T
+    assert scores[same].mean() > scores[~same].mean() + 0.3
+
+
+def test_the_learning_rate_rises_then_falls_linearly():
+    curve = train_student(_student(), _examples(), replace(_SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
+    expected = [0.002 * min(step / 4, (40 - step + 1) / 36, 1) for step in range(1, 41)]
+    np.testing.assert_allclose([row["lr"] for row in curve], expected)
+    curve = train_student(_student(), _examples(), replace(_SHORT, optimiser="sgd", lr=0.001), 0)
+    assert {row["lr"] for row in curve} == {0.001}
+
+
+def test_a_long_run_keeps_about_200_rows():
+    assert replace(_SHORT, samples=10, batch=20).steps == 1
+    curve = train_student(_student(), _examples(), Recipe(samples=405 * 4, batch=4), 0)
+    assert 200 <= len(curve) <= 205
+    assert curve[-1]["step"] == 405
+
+
+class _Killed(Exception):
+    pass
+
+
+def _killed_at(steps):
+    done = 0
+
+    def progress(count):
+        nonlocal done
+        done += count
+        if done == steps:
+            raise _Killed
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _SHORT,
+        replace(_SHORT, average=0.8, pretrain=0.4),
+        replace(_SHORT, optimiser="sgd", loss="regression", lr=1e-3, versions=3),
+    ],
+    ids=["default", "averaged", "paper"],
+)
+def test_killed_and_resumed_equals_never_killed(tmp_path, how):
+    examples = _examples(width=32)
+    whole = _student()
+    curve = train_student(whole, examples, how, 5)
+    checkpoint = tmp_path / "student.pt"
+    for steps in (4, 5, 11):
+        with pytest.raises(_Killed):
+            train_student(_student(), examples, how, 5, "cpu", checkpoint, _killed_at(steps), checkpoint_seconds=0)
+        assert checkpoint.is_file()
+    # What the dead process had drawn or initialised must not matter.
+    resumed, counted = _student(99), []
+    torch.rand(7)
+    again = train_student(resumed, examples, how, 5, "cpu", checkpoint, counted.append, checkpoint_seconds=0)
+    assert counted == [10, 1, 1]
+    assert _digest(resumed) == _digest(whole)
+    assert again == curve
+    # Killed after its last step: nothing is left to do.
+    ended, counted = _student(3), []
+    assert train_student(ended, examples, how, 5, "cpu", checkpoint, counted.append) == curve
+    assert counted == [12]
+    assert _digest(ended) == _digest(whole)
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path):
+    train_student(_student(), _examples(), _SHORT, 0, checkpoint=tmp_path / "a.pt", checkpoint_seconds=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_decides_the_bytes():
+    found = []
+    for seed in (0, 0, 1):
+        student = _student()
+        torch.rand(3)
+        train_student(student, _examples(), _SHORT, seed)
+        found.append(_digest(student))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_targets_and_labels_each_teach_alone_and_one_is_needed():
+    targets_only = train_student(_student(), _examples(labels=False), _SHORT, 0)
+    assert set(targets_only[-1]) == {"step", "lr", "loss", "mimic"}
+    labels_only = train_student(_student(), _examples(width=0), _SHORT, 0)
+    assert set(labels_only[-1]) == {"step", "lr", "loss", "class"}
+    for labels in (None, np.full(48, -1)):
+        with pytest.raises(UserError, match="no labelled face and no teacher target"):
+            train_student(_student(), Examples(_crops(), 0.1, None, labels), _SHORT, 0)
+    unlabelled = replace(_examples(), labels=np.full(48, -1))
+    assert set(train_student(_student(), unlabelled, _SHORT, 0)[-1]) == {"step", "lr", "loss", "mimic"}
+    with pytest.raises(UserError, match="no training face"):
+        train_student(_student(), Examples(_crops()[:0], 0.1, np.zeros((0, 128), np.float32), None), _SHORT, 0)
+
+
+def test_the_parts_are_weighted():
+    one = train_student(_student(), _examples(), replace(_SHORT, samples=20), 0)[0]
+    two = train_student(_student(), _examples(), replace(_SHORT, samples=20, class_weight=3, mimic_weight=0.5), 0)[0]
+    assert two["class"] == pytest.approx(3 * one["class"], rel=1e-5)
+    assert two["mimic"] == pytest.approx(0.5 * one["mimic"], rel=1e-5)
+    other = train_student(_student(), _examples(), replace(_SHORT, samples=20, temperature=3.0), 0)[0]
+    assert other["class"] == one["class"]
+    assert other["mimic"] != one["mimic"]
+
+
+def test_pretraining_uses_the_labels_only():
+    curve = train_student(_student(), _examples(), replace(_SHORT, pretrain=0.5), 0)
+    assert ["mimic" in row for row in curve] == [False] * 6 + [True] * 6
+    curve = train_student(_student(), _examples(labels=False), replace(_SHORT, pretrain=0.5), 0)
+    assert all("mimic" in row for row in curve), "without labels there is nothing else to learn from"
+
+
+def test_unlabelled_faces_do_not_enter_the_class_term():
+    torch.manual_seed(0)
+    student, heads = create_student("tiny16").eval(), Heads(_PEOPLE, 0)
+    images = torch.rand(6, 3, 16, 16)
+    labels = torch.tensor([0, -1, 3, -1, -1, 5])
+    loss = train._losses(student, heads, images, None, labels, _SHORT)["class"]
+    known = labels >= 0
+    logits = heads.identity(student(images[known])).double()
+    naive = sum(torch.logsumexp(row, 0) - row[y] for row, y in zip(logits, labels[known], strict=True)) / 3
+    assert loss.item() == pytest.approx(naive.item(), rel=1e-5)
+    loss.backward()
+    expected = torch.autograd.grad(naive, heads.identity.weight)[0]
+    torch.testing.assert_close(heads.identity.weight.grad, expected.float(), atol=1e-6, rtol=1e-4)
+    nobody = train._losses(student, heads, images, None, torch.full((6,), -1), _SHORT)["class"]
+    nobody.backward()
+    assert nobody == 0
+
+
+def test_targets_of_another_width_go_through_a_linear_map():
+    assert isinstance(Heads(0, 128).widen, torch.nn.Identity)
+    assert isinstance(Heads(3, 0).widen, torch.nn.Identity)
+    assert Heads(0, 512).widen.weight.shape == (512, 128)
+    assert Heads(0, 512).identity is None
+    student = _student()
+    curve = train_student(student, _examples(width=512), replace(_SHORT, samples=100 * 20), 0)
+    assert curve[-1]["mimic"] < 0.8 * curve[0]["mimic"]
+    assert student(torch.rand(2, 3, 16, 16)).shape == (2, 128)
+    heads, images, targets = Heads(0, 512), torch.rand(5, 3, 16, 16), torch.rand(5, 512)
+    found = train._losses(student, heads, images, targets, None, replace(_SHORT, loss="regression"))["mimic"]
+    wide = student(images) @ heads.widen.weight.T + heads.widen.bias
+    assert found.item() == pytest.approx((wide - targets).square().sum(1).mean().item(), rel=1e-5)
+
+
+def _seen(monkeypatch, examples, how, seed=0):
+    """The images, targets and labels that the student was given, in order."""
+    batches, plain = [], train._losses
+
+    def record(student, heads, images, targets, labels, recipe):
+        batches.append((images.clone(), targets, labels))
+        return plain(student, heads, images, targets, labels, recipe)
+
+    monkeypatch.setattr(train, "_losses", record)
+    train_student(_student(), examples, how, seed)
+    monkeypatch.undo()
+    return [torch.cat(part) for part in zip(*batches, strict=True)]
+
+
+def _bytes(images):
+    return [image.contiguous().numpy().tobytes() for image in images]
+
+
+def test_a_fixed_set_of_versions_is_shuffled_epoch_by_epoch(monkeypatch):
+    how = replace(_SHORT, samples=2 * 3 * 48, batch=24, versions=3)
+    images, _, _ = _seen(monkeypatch, _examples(), how)
+    epochs = _bytes(images[: 3 * 48]), _bytes(images[3 * 48 :])
+    assert len(set(epochs[0])) == 3 * 48
+    assert set(epochs[0]) == set(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert set(_bytes(_seen(monkeypatch, _examples(), how, 1)[0])).isdisjoint(epochs[0])
+    assert torch.equal((images * 255).round() / 255, images)
+
+
+def test_without_a_fixed_set_each_version_is_new_and_each_epoch_has_each_face_once(monkeypatch):
+    examples = replace(_examples(), targets=np.arange(48, dtype=np.float32)[:, None] * np.ones((1, 128), np.float32))
+    images, targets, labels = _seen(monkeypatch, examples, replace(_SHORT, samples=3 * 48, batch=16))
+    assert len(set(_bytes(images))) == 3 * 48
+    faces = targets[:, 0].long()
+    for epoch in faces.split(48):
+        assert sorted(epoch.tolist()) == list(range(48))
+    assert not torch.equal(faces[:48], faces[48:96])
+    assert torch.equal(labels, torch.from_numpy(examples.labels)[faces])
+    # Each image is its own face: nearest to that face's plain reduction among all people's.
+    how = Degradation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    plain = degrade(torch.from_numpy(examples.crops).permute(0, 3, 1, 2), 16, 0.1, how, torch.Generator())
+    mild = replace(_SHORT, samples=48, batch=16, degradation=Degradation(0, 0, 0, 0, 0, 0, 0.02, 0.01, 0, 0, 0))
+    images, targets, _ = _seen(monkeypatch, examples, mild)
+    nearest = torch.cdist(images.flatten(1), plain.flatten(1)).argmin(1)
+    assert torch.equal(nearest, targets[:, 0].long())
+
+
+def test_batches_that_reach_over_an_epochs_end_lose_no_face(monkeypatch):
+    examples = replace(_examples(), targets=np.arange(48, dtype=np.float32)[:, None] * np.ones((1, 128), np.float32))
+    for batch in (20, 100):
+        _, targets, _ = _seen(monkeypatch, examples, replace(_SHORT, samples=300, batch=batch))
+        for epoch in targets[:, 0].long().split(48)[:-1]:
+            assert sorted(epoch.tolist()) == list(range(48))
+
+
+def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
+    states, plain = [], train._losses
+
+    def record(student, *rest):
+        states.append({key: value.clone() for key, value in student.state_dict().items()})
+        return plain(student, *rest)
+
+    monkeypatch.setattr(train, "_losses", record)
+    last, averaged = _student(), _student()
+    train_student(last, _examples(), _SHORT, 0)
+    afters = [*states[1:], copy.deepcopy(last.state_dict())]
+    train_student(averaged, _examples(), replace(_SHORT, average=0.7), 0)
+    found = averaged.state_dict()
+    for key, first in afters[0].items():
+        if not first.is_floating_point():
+            continue
+        mean = first.double()
+        for state in afters[1:]:
+            mean = 0.7 * mean + 0.3 * state[key].double()
+        torch.testing.assert_close(found[key].double(), mean, atol=1e-5, rtol=1e-4)
+    assert _digest(last) != _digest(averaged)
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "half", "flipped", "list", "tensor", "no_step", "network", "pickle"]
+)
+def test_a_corrupt_checkpoint_is_refused(tmp_path, damage):
+    path = tmp_path / "student.pt"
+    train_student(_student(), _examples(), _SHORT, 0, checkpoint=path, checkpoint_seconds=0)
+    data = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("hello, this is no checkpoint at all")
+    elif damage == "half":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        path.write_bytes(data[:100] + bytes(byte ^ 0x55 for byte in data[100:1500]) + data[1500:])
+    elif damage == "pickle":
+        path.write_bytes(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.")
+    else:
+        state = torch.load(path, weights_only=True)
+        if damage == "no_step":
+            del state["step"]
+        if damage == "network":
+            state["both"]["0.fc1.weight"] = torch.zeros(3, 3)
+        torch.save({"list": [1, 2], "tensor": torch.zeros(3)}.get(damage, state), path)
+    with pytest.raises(UserError, match=r"student\.pt is no checkpoint of this run .* --fresh"):
+        train_student(_student(), _examples(), _SHORT, 0, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("how", "seed", "examples"),
+    [
+        (replace(_SHORT, lr=1e-4), 0, _examples()),
+        (replace(_SHORT, samples=6 * 20), 0, _examples()),
+        (_SHORT, 1, _examples()),
+        (_SHORT, 0, _examples(width=64)),
+        (_SHORT, 0, _examples(labels=False)),
+    ],
+    ids=["rate", "steps", "seed", "width", "labels"],
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, how, seed, examples):
+    path = tmp_path / "student.pt"
+    train_student(_student(), _examples(), _SHORT, 0, checkpoint=path, checkpoint_seconds=0)
+    with pytest.raises(UserError, match="is no checkpoint of this run"):
+        train_student(_student(), examples, how, seed, checkpoint=path)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_a_loss_that_is_not_finite_stops_the_run(optimiser):
+    examples = _examples()
+    examples.targets[5] = np.nan
+    with pytest.raises(UserError, match=r"loss became nan at step \d+; lower distill\.lr"):
+        train_student(_student(), examples, replace(_SHORT, optimiser=optimiser), 0)
+    with pytest.raises(UserError, match="loss became"):
+        train_student(_student(), _examples(), replace(_SHORT, optimiser="sgd", loss="regression", lr=1e6), 0)
