@@ -10,7 +10,7 @@ from compress.distill import load_student
 from compress.run import Run
 from export import sidecar
 from export.sidecar import Card
-from export.stage import export_model, reference_embeddings
+from export.stage import FORMATS, export_model, reference_embeddings
 from faces.align import crop
 from faces.dataset import Faces
 from faces.degrade import reduce
@@ -47,6 +47,11 @@ def run(run: Run) -> dict[str, Any]:
     # People of the test side first; a small one is filled up from the training side (parity asks for no accuracy).
     images = np.concatenate([seen, student_crops(train.subset(np.arange(min(len(train), 256))), None, px)])
     how = run.config.export
+    for format in set(FORMATS) - set(how.formats):
+        # Of another student: exported before, and not asked for now.
+        stale = run.path(f"student.{format}")
+        stale.unlink(missing_ok=True)
+        sidecar.path_of(stale).unlink(missing_ok=True)
     with run.progress("export", None):
         rows = export_model(
             student, "student", run.folder, how.formats, images[:PARITY_FACES], card,

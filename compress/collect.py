@@ -1,6 +1,5 @@
 """Stage report: gather what the stages measured into results.json, then write the page and the card."""
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -10,7 +9,7 @@ from typing import Any
 from compress import results
 from compress.config import Config, as_dict
 from compress.report import write_model_card, write_report
-from compress.run import ROOT, Run, command
+from compress.run import ROOT, Run, command, cores
 from faces.files import write_json
 
 STAGES = ("data", "teacher", "adapt", "distill", "export", "evaluate", "benchmark")
@@ -49,7 +48,7 @@ def run(run: Run) -> dict[str, Any]:
             "command": command(),
             "started": run.started(),
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "seeds": {"run": run.config.seed},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
             "config": as_dict(run.config),

@@ -4,10 +4,8 @@ Wires labels and targets to `students.train`; the teacher itself is never loaded
 s = adapted target only, dc = labels and the teacher's own feature, sc = labels and adapted target.
 """
 
-import contextlib
 import csv
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +86,6 @@ def start_student(how: Distill, seed: int) -> Tiny:
     return student
 
 
-@contextlib.contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """Train on one CPU thread: the layers are so small that threads wait for each other more than they work.
-
-    On two shared cores, two threads took three times the CPU time of one and up to twelve times the wall time.
-    It also makes the student's bytes independent of the number of cores.
-    """
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: str) -> Tiny:
     how, config = run.config.distill, run.config
     student = start_student(how, config.seed)
@@ -115,12 +97,13 @@ def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: st
         student.load_state_dict(load_file(final))
         student.eval()
     else:
-        with run.progress(what, how.steps) as advance, one_thread(config.device):
+        with run.progress(what, how.steps) as advance:
             curve = train_student(student, examples, how, config.seed, config.device, checkpoint, advance)
         _write_curve(final.with_suffix(".csv"), curve)
         state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
         with whole(final) as temporary:
-            save_file(state, temporary, {"student": how.student, "format": "bridgeface-student-1"})
+            # One note only: safetensors writes several in an order of chance, and the bytes are to be the same.
+            save_file(state, temporary, {"student": how.student})
     checkpoint.unlink(missing_ok=True)
     _publish(final, run.path(file))
     if file == STUDENT:

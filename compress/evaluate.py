@@ -12,7 +12,7 @@ from compress.artifacts import student_crops
 from compress.config import Config
 from compress.data import load_parts, test_pairs
 from compress.distill import REFERENCE_STUDENT, load_student
-from compress.run import Run
+from compress.run import Run, cores, threads
 from export.stage import reference_embeddings
 from faces import verification
 from faces.align import crop
@@ -42,7 +42,7 @@ def run(run: Run) -> dict[str, Any]:
 
     teacher = teach.load_teacher(run)
     levels = (None, *how.px)
-    with run.progress(f"{teacher.name} on unseen people", len(test) * len(levels)) as advance:
+    with run.progress(f"{teacher.name} on unseen people", len(test) * len(levels)) as advance, threads(cores()):
         chips = crop(test.images, test.landmarks, teacher.template, teacher.input_px)
         embeddings = {px: teacher.embed(reduce(chips, px, teacher.input_px), progress=advance) for px in levels}
     rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, how.px))

@@ -35,6 +35,8 @@ def choose(stages: Sequence[Stage], names: str | None) -> list[Stage]:
     known = [stage.name for stage in stages]
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"unknown stage {unknown[0]!r}. Known: {', '.join(known)}")
+    if not wanted:
+        raise UserError(f"--stages names no stage. Known: {', '.join(known)}")
     return [stage for stage in stages if stage.name in wanted]
 
 

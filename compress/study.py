@@ -17,14 +17,14 @@ from scipy import stats
 from compress.adapt import fit_adapter
 from compress.artifacts import student_crops
 from compress.config import PRESETS, Config, as_dict, load_config
-from compress.distill import one_thread, prepare, start_student
+from compress.distill import prepare, start_student
 from compress.evaluate import row, test_pairs
 from compress.plan import check
+from compress.run import cores, threads
 from export.stage import reference_embeddings
 from faces.align import crop
 from faces.cli import run_cli
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
-from faces.degrade import reduce
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
 from students.train import train_student
@@ -82,7 +82,8 @@ def splits(
         for name in rows
     }
     check(next(iter(configs.values())))
-    found = _gather(configs, splits, out)
+    with threads(1):
+        found = _gather(configs, splits, out)
     _write(found, out, next(iter(configs.values())))
 
 
@@ -95,7 +96,10 @@ def _gather(configs: dict[str, Config], splits: int, out: Path) -> dict[str, lis
         config = configs[name]
         file = out / "rows" / f"{name.replace(' ', '-')}-{seed}-{fingerprint([as_dict(config), name])}.json"
         if not file.exists():
-            faces = faces or concatenate([open_faces(spec) for spec in config.data.public])
+            how = config.data
+            faces = faces or concatenate(
+                [open_faces(spec, detector=how.detector, aligned=how.aligned) for spec in how.public]
+            )
             if seed not in prepared:
                 prepared = {seed: _Split(faces, config, seed, out)}
             split = prepared[seed]
@@ -117,7 +121,8 @@ class _Split:
         if self.teacher.bootstrap:
             cache = out / "bootstrap" / str(seed)
             reference = create_teacher("dlib_resnet")
-            fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
+            with threads(cores()):
+                fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
         self.features = _features(self.teacher, self.train)
         self.config = config
 
@@ -136,8 +141,7 @@ class _Split:
             adapter, _ = fit_adapter(self.features, self.train.identities, config.adapt, self.seed)
             targets = adapter.targets(self.features)
         student = start_student(how, self.seed)
-        with one_thread(config.device):
-            train_student(student, prepare(self.train, targets, how, student.input_px), how, self.seed, config.device)
+        train_student(student, prepare(self.train, targets, how, student.input_px), how, self.seed, config.device)
         px = student.input_px
         low = reference_embeddings(student, student_crops(self.test, px, px))
         pairs = test_pairs(self.test, config, self.seed)
@@ -145,8 +149,8 @@ class _Split:
 
 
 def _features(teacher: Teacher, faces: Faces) -> np.ndarray:
-    crops = crop(faces.images, faces.landmarks, teacher.template, teacher.input_px)
-    return teacher.embed(reduce(crops, None, teacher.input_px))
+    with threads(cores()):
+        return teacher.embed(crop(faces.images, faces.landmarks, teacher.template, teacher.input_px))
 
 
 def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) -> None:

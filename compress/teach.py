@@ -6,7 +6,7 @@ import numpy as np
 
 from compress.config import Config
 from compress.data import load_parts
-from compress.run import Run, file_state
+from compress.run import Run, cores, file_state, threads
 from faces.align import crop
 from faces.dataset import Faces
 from faces.files import whole
@@ -40,9 +40,9 @@ def run(run: Run) -> dict[str, Any]:
             _warn(run, teacher)
             real = train.subset(np.arange(run.facts("data")["split"]["train_faces"]))
             total = view_count(len(real), run.config.teacher.views)
-            with run.progress("bootstrap views", total) as advance:
+            with run.progress("bootstrap views", total) as advance, threads(cores()):
                 fit_bootstrap(
-                    teacher, train, reference, run.path("work/bootstrap"), run.config.teacher.views,
+                    teacher, real, reference, run.path("work/bootstrap"), run.config.teacher.views,
                     run.config.seed, advance,
                 )  # fmt: skip
             backbone.save(run.path(_BOOTSTRAP))
@@ -80,7 +80,7 @@ def embed_resumable(run: Run, teacher: Teacher, faces: Faces) -> np.ndarray:
     folder = run.path(f"work/{teacher.name}-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    with run.progress(f"{teacher.name} on public faces", len(faces)) as advance:
+    with run.progress(f"{teacher.name} on public faces", len(faces)) as advance, threads(cores()):
         for start in range(0, len(faces), _CHUNK):
             file = folder / f"{start:08d}.npy"
             chunk = slice(start, start + _CHUNK)

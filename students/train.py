@@ -242,10 +242,12 @@ def _restore(parts: dict, path: Path | None, key: str) -> tuple[int, list[dict[s
         return 0, []
     try:
         state = torch.load(path, weights_only=True)
-        if state["key"] != key:
+        if not isinstance(state, dict) or state["key"] != key:
             raise ValueError("its recipe, seed or data differ")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return state["step"], state["curve"]
     except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as problem:
-        raise UserError(f"{path} is no checkpoint of this run ({problem}); start again with --fresh") from None
+        # torch's own message would advise to load the file with arbitrary code in it.
+        reason = "it is damaged" if isinstance(problem, pickle.UnpicklingError) else problem
+        raise UserError(f"{path} is no checkpoint of this run ({reason}); start again with --fresh") from None

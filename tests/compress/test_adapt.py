@@ -17,6 +17,16 @@ def people(count, shots, width, seed=0, noise=0.5):
     return features.astype(np.float32) + 3, np.repeat(np.arange(count), shots)
 
 
+def others(count):
+    return ~np.eye(count, dtype=bool)
+
+
+def cosines(x):
+    """Cosines of all ordered pairs of two different rows."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return (x @ x.T)[others(len(x))]
+
+
 def naive_loss(logits, teacher, labels, balance, temperature):
     """Eqs. 1-3 face by face and class by class, in float64."""
 
@@ -69,7 +79,7 @@ def test_the_loss_without_labels_is_least_where_the_cosines_are_kept():
         assert similarity_loss(other, torch.tensor(features)).item() > least
 
 
-def test_the_adapter_is_two_layers_on_standardised_features():
+def test_the_adapter_is_two_linear_layers_on_standardised_features():
     torch.manual_seed(3)
     adapter = Adapter(7)
     with torch.no_grad():
@@ -80,7 +90,7 @@ def test_the_adapter_is_two_layers_on_standardised_features():
         adapter.fc2.bias.normal_()
     x = np.random.default_rng(3).standard_normal((4, 7)).astype(np.float32)
     weights = {name: tensor.double().numpy() for name, tensor in adapter.state_dict().items()}
-    hidden = np.maximum(0, (x - weights["mean"]) / 2.5 @ weights["fc1.weight"].T + weights["fc1.bias"])
+    hidden = (x - weights["mean"]) / 2.5 @ weights["fc1.weight"].T + weights["fc1.bias"]
     adapted = hidden @ weights["fc2.weight"].T + weights["fc2.bias"]
     np.testing.assert_allclose(adapter(torch.from_numpy(x)).detach(), adapted, atol=1e-5)
     centred = adapted - weights["centre"]
@@ -104,17 +114,26 @@ def test_targets_are_of_length_one_around_the_public_mean():
 
 def test_the_fit_recognises_the_people_and_tightens_them():
     features, labels = people(10, 8, 64, noise=1.0)
-    adapter, accuracy = fit_adapter(features, labels, Adapt(steps=200, batch=64), 0)
+    adapter, accuracy = fit_adapter(features, labels, Adapt(steps=200, batch=64, keep=0), 0)
     assert accuracy["refitted"] > 0.95
     assert accuracy["adapted"] > 0.95
+    same = (labels[:, None] == labels[None])[others(len(labels))]
 
-    def gap(x):
-        x = x - x.mean(0)
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        same = labels[:, None] == labels[None]
-        return (x @ x.T)[same & ~np.eye(len(x), dtype=bool)].mean() - (x @ x.T)[~same].mean()
+    def gap(cosines):
+        return cosines[same].mean() - cosines[~same].mean()
 
-    assert gap(adapter.targets(features)) > gap(features) + 0.1
+    assert gap(cosines(adapter.targets(features))) > gap(cosines(features - features.mean(0))) + 0.1
+
+
+def test_what_is_kept_of_the_teachers_similarities_grows_with_its_weight():
+    features, labels = people(10, 8, 64, noise=1.0)
+    wanted = cosines(features - features.mean(0))
+    errors = []
+    for keep in (0.0, 1.0, 10.0):
+        adapter, _ = fit_adapter(features, labels, Adapt(steps=200, batch=64, keep=keep), 0)
+        errors.append(np.abs(cosines(adapter.targets(features)) - wanted).mean())
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.05
 
 
 def test_some_unlabelled_faces_are_adapted_like_the_others():

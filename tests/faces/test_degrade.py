@@ -157,13 +157,16 @@ def test_rotation_and_scale_turn_and_zoom_about_the_centre():
 
 def test_a_flip_mirrors_the_turned_face():
     """Mirrored or not, the face itself is turned by small angles: eyes that lay level stay nearly level."""
-    left, right = _dot_positions([(-0.2, -0.1), (0.2, -0.1)], _only(rotation=0.05, flip=0.5)).transpose(1, 0, 2)
+    how = _only(rotation=0.15, flip=0.5)
+    left, right, below = _dot_positions([(-0.2, 0), (0.2, 0), (0, 0.4)], how).transpose(1, 0, 2)
     mirrored = left[:, 0] > right[:, 0]
     assert 100 < mirrored.sum() < 300
-    slope = (right - left)[:, 1] / (right - left)[:, 0]
-    assert np.abs(slope).max() < 0.25
+    across = np.where(mirrored[:, None], left - right, right - left)
+    angle = np.arctan2(across[:, 1], across[:, 0])
     for group in (mirrored, ~mirrored):
-        assert slope[group].std() == pytest.approx(0.05, rel=0.2)
+        assert angle[group].std() == pytest.approx(0.15, rel=0.2)
+    # No shear: what lies below still lies at a right angle to what lies across.
+    np.testing.assert_allclose(np.arctan2(-below[:, 0], below[:, 1]), angle, atol=0.02)
 
 
 def test_light_and_colour_change_as_stated():

@@ -11,19 +11,24 @@ from faces.errors import UserError
 from faces.files import fingerprint, lock, sha256, whole, write_json, write_text
 
 
+def _die_half_way(path, seen):
+    with whole(path) as temporary:
+        temporary.write_text("half")
+        seen.append(temporary)
+        raise ZeroDivisionError
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    with pytest.raises(ZeroDivisionError), whole(path) as temporary:
-        temporary.write_text("half")
-        assert not path.exists()
-        assert temporary.parent == path.parent
-        assert temporary.suffix == ".txt"
-        raise ZeroDivisionError
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        _die_half_way(path, seen)
+    assert not seen[0].exists()
+    assert (seen[0].parent, seen[0].suffix) == (path.parent, ".txt")
     assert list(path.parent.iterdir()) == []
     write_text(path, "one")
-    with pytest.raises(ZeroDivisionError), whole(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        _die_half_way(path, seen)
     assert path.read_text() == "one"
     write_text(path, "two")
     assert path.read_text() == "two"

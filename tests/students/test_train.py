@@ -57,7 +57,8 @@ def _one_thread():
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     how = Recipe(samples=120 * 32, batch=32, loss=loss, optimiser=optimiser)
-    how = replace(how, lr=3e-4, mimic_weight=0.1) if optimiser == "sgd" and loss == "regression" else how
+    if optimiser == "sgd":
+        how = replace(how, lr=3e-3)
     examples, student, steps = _examples(), _student(), []
     curve = train_student(student, examples, how, 0, progress=steps.append)
     assert steps == [0] + [1] * 120
@@ -324,8 +325,9 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path, damage):
         if damage == "network":
             state["both"]["0.fc1.weight"] = torch.zeros(3, 3)
         torch.save({"list": [1, 2], "tensor": torch.zeros(3)}.get(damage, state), path)
-    with pytest.raises(UserError, match=r"student\.pt is no checkpoint of this run .* --fresh"):
+    with pytest.raises(UserError, match=r"(?s)student\.pt is no checkpoint of this run .* --fresh") as problem:
         train_student(_student(), _examples(), _SHORT, 0, checkpoint=path)
+    assert "weights_only" not in str(problem.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+import pytest
+
+from compress import plan
+from compress.config import load_config
+from compress.pipeline import STAGES
+from faces.errors import UserError
+
+
+def names(wanted):
+    return [stage.name for stage in plan.choose(STAGES, wanted)]
+
+
+def test_stages_are_chosen_in_their_own_order():
+    assert names(None) == [stage.name for stage in STAGES]
+    assert names("report, export") == ["export", "report"]
+    assert names("report,report,") == ["report"]
+
+
+@pytest.mark.parametrize("wanted", ["", ",", "train", "data,,trian", "Data"])
+def test_no_stage_or_an_unknown_one_is_the_users_mistake(wanted):
+    with pytest.raises(UserError, match="Known: data, teacher, adapt"):
+        plan.choose(STAGES, wanted)
+
+
+def test_a_good_configuration_passes():
+    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []))
+    plan.check(load_config("quick", None, {"teacher.name": "swin_b", "distill.student": "tiny96"}, []))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("teacher.name=swin_c", "unknown teacher 'swin_c'"),
+        ("distill.student=tiny", "unknown student 'tiny'"),
+        ('data.public=["orl", "/nowhere"]', "no face data at '/nowhere'"),
+        ("data.val=/nowhere", "no face data at '/nowhere'"),
+        ("distill.weights=/nowhere", "no file /nowhere"),
+        ("teacher.weights=/nowhere", "no weights file /nowhere"),
+        ("device=cuda:99", "cuda:99"),
+    ],
+)
+def test_what_can_be_known_to_be_wrong_is_said_before_any_work(setting, words):
+    with pytest.raises(UserError, match=words):
+        plan.check(load_config("quick", None, {}, [setting]))
+
+
+def test_expected_times_grow_with_the_work():
+    def seconds(*settings, count=400):
+        options = {"teacher.name": "dlib_resnet", "distill.batch": 32}
+        return plan._measured(load_config("quick", None, options, settings), count)
+
+    short, long = seconds("distill.samples=3200"), seconds("distill.samples=3200000")
+    assert set(short) | set(plan._FIXED) == {stage.name for stage in STAGES}
+    assert all(value > 0 for value in short.values())
+    assert long["distill"] > 100 * short["distill"]
+    assert seconds(count=4000)["data"] == pytest.approx(10 * short["data"])

@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from compress import study
+from faces.sources import orl
+
+ROWS = ("teacher", "sc relational", "c")
+SETTINGS = (
+    "distill.samples=640", "distill.batch=64", "adapt.steps=10", "data.virtual=5", "data.aligned=true",
+    "evaluate.most=30",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "people"
+    for record in orl.read():
+        person, shot = record.key.split("/")[1:]
+        if int(person[1:]) <= 6 and int(shot) <= 5:
+            (folder / person).mkdir(parents=True, exist_ok=True)
+            (folder / person / f"{shot}.pgm").write_bytes(record.data)
+    return folder
+
+
+def splits(people, out, *more, rows=ROWS):
+    arguments = ["splits", "--data", str(people), "--splits", "2", "--out", str(out), *more]
+    arguments += [part for row in rows for part in ("--row", row)]
+    arguments += [part for setting in SETTINGS for part in ("--set", setting)]
+    return CliRunner().invoke(study.main, arguments)
+
+
+@pytest.fixture(scope="module")
+def ended(people, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    done = splits(people, out)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return out
+
+
+def test_a_row_is_the_mean_and_spread_of_its_splits(ended):
+    found = json.loads((ended / "splits.json").read_text())
+    assert [entry["row"] for entry in found["rows"]] == list(ROWS)
+    for entry in found["rows"]:
+        stored = [
+            json.loads(file.read_text())
+            for file in sorted((ended / "rows").glob(f"{entry['row'].replace(' ', '-')}-*"))
+        ]
+        assert entry["accuracy"] == [one["accuracy"] for one in stored]
+        assert len(entry["accuracy"]) == 2
+        assert entry["mean"] == pytest.approx(sum(entry["accuracy"]) / 2)
+        assert entry["sd"] == pytest.approx(abs(entry["accuracy"][0] - entry["accuracy"][1]) / 2**0.5)
+    protocols = {entry["row"]: entry["protocol"] for entry in found["rows"]}
+    assert protocols == {"teacher": "full", "sc relational": "same@16", "c": "same@16"}
+    table = (ended / "splits.md").read_text()
+    for entry in found["rows"]:
+        assert f"| {entry['row']} | {entry['protocol']} | {entry['mean']:.1f} | {entry['sd']:.1f} |" in table
+
+
+def test_the_teacher_is_not_ranked_among_the_students(ended):
+    students = {entry["row"]: entry for entry in json.loads((ended / "splits.json").read_text())["rows"]}
+    teacher = students.pop("teacher")
+    assert "behind_best" not in teacher
+    best = max(students.values(), key=lambda entry: entry["mean"])
+    assert [name for name, entry in students.items() if "behind_best" in entry] == [
+        n for n in students if n != best["row"]
+    ]
+
+
+def test_the_gap_to_the_best_is_paired():
+    best, other = [90.0, 85.0, 88.0, 91.0], [88.0, 84.0, 84.0, 90.0]
+    found = study._paired(best, other)
+    wanted = stats.ttest_rel(best, other).confidence_interval(0.95)
+    assert found["mean"] == pytest.approx(np.mean(np.subtract(best, other)))
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_a_stopped_study_continues_with_what_is_missing(ended, people, monkeypatch):
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in (ended / "rows").iterdir()}
+    lost = next(file for file in before if file.name.startswith("c-1"))
+    lost.unlink()
+    trained = []
+    real = study.train_student
+
+    def spy(student, examples, *rest):
+        trained.append(examples)
+        return real(student, examples, *rest)
+
+    monkeypatch.setattr(study, "train_student", spy)
+    done = splits(people, ended)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert len(trained) == 1
+    assert trained[0].targets is None
+    # The row that was lost comes out the same: nothing hangs on what ran before it.
+    assert lost.read_bytes() == before[lost][0]
+    after = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in (ended / "rows").iterdir()}
+    assert {file: after[file] for file in before if file != lost} == {
+        file: before[file] for file in before if file != lost
+    }
+
+
+def test_other_settings_are_other_rows(ended, people, monkeypatch, tmp_path):
+    copy = shutil.copytree(ended, tmp_path / "copy")
+    before = set((copy / "rows").iterdir())
+    monkeypatch.setattr("test_study.SETTINGS", ("distill.samples=320", *SETTINGS[1:]))
+    done = splits(people, copy, rows=["c"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert sorted(file.name[:4] for file in set((copy / "rows").iterdir()) - before) == ["c-0-", "c-1-"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--teacher", "swin_x"], "unknown teacher"),
+        (["--student", "tiny"], "unknown student"),
+        (["--set", "distill.sample=5"], "did you mean 'distill.samples'"),
+        (["--data", "/nowhere"], "no face data"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, words):
+    done = CliRunner().invoke(study.main, ["splits", "--out", str(tmp_path / "out"), *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_split_is_no_study():
+    assert CliRunner().invoke(study.main, ["splits", "--splits", "1"]).exit_code == 2
