@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compress import adapt, teach
@@ -81,7 +82,7 @@ def start_student(how: Distill, seed: int) -> Tiny:
     if how.weights is not None:
         try:
             student.load_state_dict(load_file(how.weights))
-        except Exception as problem:
+        except (OSError, RuntimeError, SafetensorError) as problem:
             raise UserError(f"{how.weights} does not hold the weights of a {how.student}: {problem}") from None
     return student
 

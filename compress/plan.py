@@ -12,7 +12,7 @@ from rich.table import Table
 
 from compress.config import Config
 from compress.distill import start_student
-from compress.run import Run, Stage
+from compress.run import Run, Stage, cores, threads
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
@@ -71,9 +71,11 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
     console = Console()
     count = sum(1 for spec in config.data.public for _ in recognise(spec)[0]())
     console.print(f"{count} records of public faces in {', '.join(config.data.public)}; timing a few steps ...")
-    seconds = {**_FIXED, **_measured(config, count)}
+    with threads(1):
+        seconds = {**_FIXED, **_measured(config, count)}
     run = Run(folder, config, quiet=True)
-    table = Table(box=box.SIMPLE_HEAD, title=f"run folder {folder}", title_justify="left")
+    console.print(f"run folder {folder}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     for heading in ("stage", "state", "expected"):
         table.add_column(heading)
     for stage in stages:
@@ -84,9 +86,10 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
         3 * create_student(config.distill.student).input_px,
         round(CROP_PX * 0.9 * (1 + 2 * config.distill.margin)),
     )
-    crops = count * CROP_PX**2 * 3
-    memory = 2 * crops + count * (side**2 * 3 + 4 * EMBEDDING_DIM) + 1.5e9
-    disk = crops + count * 4 * (EMBEDDING_DIM + 512) + 50e6
+    kept = count + config.data.virtual
+    crops = kept * CROP_PX**2 * 3
+    memory = 2 * crops + kept * (side**2 * 3 + 4 * EMBEDDING_DIM) + 1.5e9
+    disk = crops + kept * 4 * (EMBEDDING_DIM + 512) + 50e6
     console.print(f"about {disk / 1e9:.1f} GB of disk in the run folder, {memory / 1e9:.1f} GB of memory")
 
 
@@ -102,7 +105,7 @@ def _measured(config: Config, count: int) -> dict[str, float]:
     students = 2 if teacher.bootstrap else 1
     return {
         "data": count * _DETECT,
-        "teacher": (count + views) * a_face,
+        "teacher": (count + config.data.virtual + views) * a_face,
         "distill": students * how.steps * _seconds_a_step(config),
         "evaluate": tested * (1 + len(config.evaluate.px)) * a_face,
     }
@@ -115,7 +118,7 @@ _DETECT = 0.012
 def _seconds_a_face(teacher: Teacher, batch: int = 16) -> float:
     images = torch.zeros(batch, 3, teacher.input_px, teacher.input_px, device=next(teacher.parameters()).device)
     forward = getattr(teacher.backbone, "features", teacher.backbone) if teacher.bootstrap else teacher
-    with torch.inference_mode():
+    with torch.inference_mode(), threads(cores()):
         forward(images)
         began = time.perf_counter()
         forward(images)

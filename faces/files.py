@@ -31,6 +31,10 @@ def whole(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as problem:
+        # A full disk shows in a write, whose error names no file.
+        problem.filename = problem.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

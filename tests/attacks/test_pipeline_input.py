@@ -1,5 +1,6 @@
 """Everything a user can get wrong on the command line: one line on stderr, exit code 2, nothing half-made."""
 
+import resource
 import tarfile
 from pathlib import Path
 
@@ -279,6 +280,20 @@ def test_an_unwritable_out(tmp_path, below):
         done = run("--teacher", "dlib_resnet", "--out", tmp_path / below, *extra)
         refused(done, "cannot write to", "choose another --out")
     assert (tmp_path / "a file").read_text() == "in the way"
+
+
+def test_a_disk_that_is_full(tmp_path, out):
+    faces = people(tmp_path / "faces", 6, 5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit on the size of one file fails in the same place, and can be had here.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        done = run("--teacher", "dlib_resnet", "--data", faces, "--out", out, "--set", "data.aligned=true")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused(done, "work/train.npz: File too large")
+    assert not list((out / "stages").iterdir())
+    assert not list((out / "work").iterdir())
 
 
 def test_an_out_that_another_run_holds(out):

@@ -143,24 +143,6 @@ def test_the_bytes_of_a_student_do_not_hang_on_chance(folder):
     assert len({student() for _ in range(6)}) == 1
 
 
-def test_training_leaves_the_number_of_threads_as_it_was(folder, monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    seen = []
-    real = distill.train_student
-
-    def spy(*arguments):
-        seen.append(torch.get_num_threads())
-        return real(*arguments)
-
-    monkeypatch.setattr(distill, "train_student", spy)
-    try:
-        run(folder)
-        assert (seen, torch.get_num_threads()) == ([1], 2)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_student_starts_by_seed_or_from_a_file(tmp_path):
     how = small().distill
     one, same, other = (start_student(how, seed).state_dict() for seed in (1, 1, 2))

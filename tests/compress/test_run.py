@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress import pipeline
 from compress import run as run_module
@@ -116,6 +117,20 @@ def test_a_stage_that_raised_is_not_done(chain, folder):
     assert not (folder / "stages" / "b.json").exists()
     chain.broken = set()
     assert chain(folder) == "bc"
+
+
+def test_a_stage_works_on_one_thread_and_leaves_the_number_as_it_was(chain, folder):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    work = chain.work
+    chain.work = lambda name: seen.append(torch.get_num_threads()) or work(name)
+    chain.broken = {"b"}
+    try:
+        with pytest.raises(RuntimeError):
+            chain(folder)
+        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_failed_rerun_leaves_no_later_stage_done(chain, folder):

@@ -1,7 +1,6 @@
 """The main job as a user runs it, on a few ORL faces, with the dlib teacher; and once as the README has it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from faces.degrade import resize
 from faces.files import sha256
 from faces.sources import orl
 from faces.sources.record import decode
+from faces.verification import make_pairs
 from students.registry import create_student
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +171,26 @@ def test_the_artifacts_embed_as_the_student_does(ended):
     assert np.linalg.norm(wanted[0] - wanted[-1]) > 1e-2 * np.linalg.norm(wanted[0])
     for name in ("student.onnx", "student.tflite"):
         np.testing.assert_allclose(export.load(ended / name).embed(faces), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_the_students_accuracy_is_that_of_a_naive_count(ended):
+    """Face by face from the files alone: crops, embeddings, cosines, the best threshold of the other folds."""
+    test = Faces.load(ended / "work/test.npz")
+    crops = crop(test.images, test.landmarks, "arcface")
+    full, low = resize(crops, 16), resize(resize(crops, 8), 16)
+    artifact = export.load(ended / "student.onnx")
+    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(artifact.embed, (full, low)))
+    pairs = make_pairs(test.identities, 0, 30, 10)
+    scores = np.array([first[a] @ second[b] for a, b in zip(pairs.a, pairs.b, strict=True)])
+    right = 0
+    for fold in range(10):
+        inside = pairs.fold == fold
+        best = max((-2, *scores), key=lambda t: ((scores[~inside] > t) == pairs.same[~inside]).sum())
+        right += ((scores[inside] > best) == pairs.same[inside]).sum()
+    found = results.load(ended / "results.json").accuracy
+    row = next(row for row in found if (row.model, row.protocol) == ("student", "cross@8"))
+    # The threshold lies somewhere between two scores: a pair of another fold may fall in between.
+    assert row.accuracy == pytest.approx(100 * right / len(scores), abs=2 * 100 / len(scores))
 
 
 def test_the_targets_are_those_of_the_adapted_teacher(ended):
@@ -333,35 +353,26 @@ def test_a_public_set_without_labels(people, tmp_path):
 
 @pytest.mark.slow
 def test_the_readme_command(tmp_path):
-    """`python -m compress.pipeline --teacher swin_b --student tiny16`, nothing else given: a bootstrap, and said so.
-
-    BRIDGEFACE_SHORT=1 trains and fits a little only, which shows that it works but not how well.
-    """
-    short = (
-        ["--set", "distill.samples=20000", "--set", "teacher.views=300", "--set", "data.virtual=0"]
-        if os.environ.get("BRIDGEFACE_SHORT")
-        else []
-    )
-    done = subprocess_of("--teacher", "swin_b", "--student", "tiny16", "--out", tmp_path / "out", *short)
+    """`python -m compress.pipeline --teacher swin_b --student tiny16`, nothing else given: a bootstrap, and said so."""
+    out = tmp_path / "out"
+    done = subprocess_of("--teacher", "swin_b", "--student", "tiny16", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "BOOTSTRAP" in done.stderr
-    out = tmp_path / "out"
+    assert "BOOTSTRAP" in (out / "run.log").read_text()
     assert json.loads((out / "results.json").read_text())["teacher"]["bootstrap"] is True
     found = results.load(out / "results.json")
-    assert all(artifact.parity.passed for artifact in found.artifacts)
     assert any("bootstrap" in warning for warning in found.run.warnings)
+    for artifact in found.artifacts:
+        assert artifact.parity.passed
+        assert sidecar.read(out / artifact.path).teacher.bootstrap
+    own = {row.protocol: row for row in found.accuracy if row.model == "student"}
     reference = {row.protocol: row for row in found.reference}
     assert {row.model for row in found.reference} == {"tiny16 from dlib_resnet"}
-    own = {row.protocol: row for row in found.accuracy if row.model == "student"}
     assert set(reference) == set(own)
     page = (out / "report.html").read_text()
     assert "bootstrap" in page.lower()
-    assert f"{reference['same@16'].accuracy:.1f}" in page
     assert "tiny16 from dlib_resnet" in page
-    for artifact in found.artifacts:
-        assert sidecar.read(out / artifact.path).teacher.bootstrap
-    assert "bootstrap" in (out / "run.log").read_text().lower()
-    if not short:
-        # Far below what is reached, far above chance: the job works, whatever this machine's arithmetic.
-        assert own["same@16"].accuracy > 70
-        assert reference["same@16"].accuracy > 78
+    assert f"{reference['same@16'].accuracy:.1f}" in page
+    # Far below what is reached and far above chance, whatever a machine's arithmetic.
+    assert own["same@16"].accuracy > 65
+    assert reference["same@16"].accuracy > 75
