@@ -7,7 +7,7 @@ run: .venv/installed
 	$(BIN)/python -m compress.pipeline --teacher swin_b --student tiny16
 
 test: .venv/installed
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
 
 slow: .venv/installed
 	$(BIN)/pytest -m slow

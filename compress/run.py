@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The temporary names of `faces.files.whole`.
 _HALF_WRITTEN = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[a-z0-9]+)?")
 
+_OWN = frozenset({".lock", "config.json", "run.json", "run.log"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -124,7 +126,7 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any]:
         """What is stored of a stage: fingerprint, seconds, facts; empty where it has not ended."""
-        return _stored(self.path(f"stages/{stage}.json"), ("fingerprint", "summary", "seconds", "facts"))
+        return _stored(self.path(f"stages/{stage}.json"), ("fingerprint", "summary", "seconds", "files", "facts"))
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What an ended stage reported; UserError where its record was deleted."""
@@ -134,8 +136,10 @@ class Run:
         return record["facts"]
 
     def is_done(self, stage: Stage) -> bool:
-        """Did it end with the settings, sources and earlier stages that it would run with now?"""
-        return self.record(stage.name).get("fingerprint") == self.fingerprint(stage)
+        """Did it end as it would run now (settings, sources, earlier stages), and is all there that it wrote?"""
+        record = self.record(stage.name)
+        same = record.get("fingerprint") == self.fingerprint(stage)
+        return same and all(self.path(name).is_file() for name in record["files"])
 
     def fingerprint(self, stage: Stage) -> str:
         """Changes with the stage's settings, its source and the fingerprints of the stages before it.
@@ -161,6 +165,7 @@ class Run:
             return
         self.key = self.fingerprint(stage)
         self.log.info("%s begins", stage.name)
+        before = self._files()
         began, processor = time.monotonic(), time.process_time()
         with threads(1):
             facts = stage.run(self)
@@ -171,9 +176,22 @@ class Run:
         }
         write_json(
             self.path(f"stages/{stage.name}.json"),
-            {"fingerprint": self.key, "summary": summary, **spent, "facts": facts, "ended": now()},
+            {
+                "fingerprint": self.key,
+                "summary": summary,
+                **spent,
+                "files": [name for name, written in self._files().items() if before.get(name) != written],
+                "facts": facts,
+                "ended": now(),
+            },
         )
         self.say(f"{stage.name:10} {spent['seconds']:7.1f} s ({spent['cpu_seconds']:.0f} s of CPU)  {summary}")
+
+    def _files(self) -> dict[str, int]:
+        """When each file of the run was written last; what only resumes a stage lies deeper and does not count."""
+        found = [path for place in (self.folder, self.path("work")) for path in sorted(place.glob("*"))]
+        kept = [path for path in found if path.is_file() and path.name not in _OWN]
+        return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in kept}
 
 
 @contextlib.contextmanager

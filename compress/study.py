@@ -1,5 +1,6 @@
 """Studies over several identity splits: `python -m compress.study splits --help`."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,8 +124,12 @@ class _Split:
             reference = create_teacher("dlib_resnet")
             with threads(cores()):
                 fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
-        self.features = _features(self.teacher, self.train)
         self.config = config
+
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """The teacher's features of the training side, (N, D) float32."""
+        return _features(self.teacher, self.train)
 
     def teacher_row(self) -> dict[str, Any]:
         """The teacher at full size on the unseen people."""

@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -423,5 +424,20 @@ def test_records_hold_json_alone(chain, folder):
     chain(folder)
     for file in (folder / "stages").iterdir():
         assert set(json.loads(file.read_text())) == {
-            "fingerprint", "summary", "seconds", "cpu_seconds", "facts", "ended",
+            "fingerprint", "summary", "seconds", "cpu_seconds", "files", "facts", "ended",
         }  # fmt: skip
+
+
+def test_a_stage_whose_file_was_deleted_runs_again_and_no_other(chain, folder):
+    def write(run):
+        run.path("b.txt").write_text("made by b")
+        return chain.work("b")
+
+    a, b, c = chain.stages
+    b = dataclasses.replace(b, run=write)
+    chain.stages = (a, b, dataclasses.replace(c, after=(b,)))
+    assert chain(folder) == "abc"
+    assert json.loads((folder / "stages/b.json").read_text())["files"] == ["b.txt"]
+    assert chain(folder) == ""
+    (folder / "b.txt").unlink()
+    assert chain(folder) == "b"
