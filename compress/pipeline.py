@@ -117,6 +117,8 @@ def main(
         plan.show(chosen, folder, config)
         return
     with Run.open(folder, config, fresh=not resume) as run:
+        if note := plan.note(config):
+            run.say(note)
         for stage in chosen:
             run.execute(stage)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from compress.config import Config
 from compress.distill import start_student
 from compress.run import Run, Stage, cores, threads
+from compress.teach import REFERENCE
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
@@ -64,6 +65,17 @@ def check(config: Config) -> None:
         raise UserError(
             f"device {config.device!r} cannot be used here ({reason}); leave --device out for the CPU"
         ) from None
+
+
+def note(config: Config) -> str | None:
+    """What whoever starts the run must know before anything else; None where there is nothing."""
+    name = config.teacher.name
+    if config.teacher.weights is not None or known_teacher(name).packaged:
+        return None
+    return (
+        f"note       no weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in for it, "
+        f"random weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
+    )
 
 
 def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:

@@ -37,7 +37,6 @@ def run(run: Run) -> dict[str, Any]:
         backbone = teacher.backbone
         assert isinstance(backbone, Bootstrap)
         if not backbone.fitted:
-            _warn(run, teacher)
             real = train.subset(np.arange(run.facts("data")["split"]["train_faces"]))
             total = view_count(len(real), run.config.teacher.views)
             with run.progress("bootstrap views", total) as advance, threads(cores()):
@@ -93,10 +92,3 @@ def embed_resumable(run: Run, teacher: Teacher, faces: Faces) -> np.ndarray:
             with whole(file) as temporary:
                 np.save(temporary.open("wb"), parts[-1])
     return np.concatenate(parts)
-
-
-def _warn(run: Run, teacher: Teacher) -> None:
-    run.say(
-        f"note       no weights were given for {teacher.name} (--teacher-weights FILE or hub): a BOOTSTRAP stands "
-        f"in for it, random weights fitted to {REFERENCE}. Its figures say nothing about a trained {teacher.name}."
-    )

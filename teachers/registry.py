@@ -96,7 +96,7 @@ class Spec:
     """What is known about a teacher.
 
     `build` makes the bare backbone; `load` takes what --teacher-weights said (None: nothing) and returns the
-    backbone with weights and their source.
+    backbone with weights and their source. packaged: a pip package ships weights; else None gives a bootstrap.
     """
 
     build: Callable[..., Backbone]
@@ -104,6 +104,7 @@ class Spec:
     template: str
     metric: Metric
     licence: str
+    packaged: bool
 
 
 def _load_dlib(given: str | Path | None) -> tuple[Backbone, str]:
@@ -143,6 +144,7 @@ TEACHERS = {
         template="dlib",
         metric="euclidean",
         licence="weights CC0-1.0 (public domain) as published by dlib",
+        packaged=True,
     ),
     "swin_b": Spec(
         build=Swin,
@@ -150,6 +152,7 @@ TEACHERS = {
         template="arcface",
         metric="cosine",
         licence="weights MIT as published by PETALface, trained on WebFace (research use)",
+        packaged=False,
     ),
 }
 
