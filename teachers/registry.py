@@ -165,7 +165,7 @@ def list_teachers(pattern: str = "*") -> list[str]:
 def known_teacher(name: str) -> Spec:
     """What is known about a teacher; UserError on an unknown name."""
     if name not in TEACHERS:
-        near = difflib.get_close_matches(name, TEACHERS, 1)
+        near = difflib.get_close_matches(name, TEACHERS, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"unknown teacher {name!r}{hint} Known: {', '.join(TEACHERS)}")
     return TEACHERS[name]
@@ -179,7 +179,9 @@ def create_teacher(name: str, weights: str | Path | None = None) -> Teacher:
     Raises UserError on an unknown name or weights that cannot be had or do not fit.
     """
     spec = known_teacher(name)
-    backbone, source = spec.load(weights)
+    # The initial weights are overwritten: a caller's random numbers must not depend on the teacher.
+    with torch.random.fork_rng(devices=[]):
+        backbone, source = spec.load(weights)
     licence = spec.licence if weights in (None, "hub") else USER_LICENCE
     if isinstance(backbone, Bootstrap):
         licence = BOOTSTRAP_LICENCE

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def run(folder, bootstrap=False, **how):
-    record = {"fingerprint": "x", "summary": "", "seconds": 1, "facts": {"bootstrap": bootstrap}}
+    record = {"fingerprint": "x", "summary": "", "seconds": 1, "files": [], "facts": {"bootstrap": bootstrap}}
     write_json(folder / "stages/teacher.json", record)
     one = Run(folder, small(**how), quiet=True)
     one.key = f"key-{json.dumps(how, sort_keys=True)}".replace("/", "-")
