@@ -70,7 +70,10 @@ def training_crops(faces: Faces, px: int, margin: float) -> np.ndarray:
 
 
 def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int) -> Examples:
-    """What `students.train` takes, for a mode: labels only where the mode has a `c`."""
+    """What `students.train` takes, for a mode: labels only where the mode has a `c`, and for `c` alone no face
+    without a label, as it would teach nothing."""
+    if how.mode == "c":
+        faces = faces.subset(faces.labelled)
     labels = faces.identities if "c" in how.mode else None
     return Examples(training_crops(faces, px, how.margin), how.margin, targets, labels)
 

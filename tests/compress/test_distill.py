@@ -63,6 +63,15 @@ def test_labels_are_taken_where_the_mode_has_a_c():
         assert examples.margin == small().distill.margin
 
 
+def test_without_a_teacher_only_labelled_faces_are_seen():
+    faces = noise()
+    faces.identities[3] = -1
+    alone, mixed = (prepare(faces, None, small(mode=mode).distill, 16) for mode in ("c", "sc"))
+    np.testing.assert_array_equal(alone.crops, np.delete(mixed.crops, 3, axis=0))
+    assert (alone.labels >= 0).all()
+    assert mixed.labels[3] == -1
+
+
 @pytest.mark.parametrize(
     ("mode", "own", "reference"),
     [
