@@ -78,6 +78,15 @@ def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int) -> 
     return Examples(training_crops(faces, px, how.margin), how.margin, targets, labels)
 
 
+def own_features(features: np.ndarray) -> np.ndarray:
+    """The teacher's own features (N, D) as targets of mode dc: minus their mean, of length 1 on average.
+
+    Without the mean, which all faces share, their cosines would hardly differ.
+    """
+    centred = features - features.mean(0)
+    return centred / np.linalg.norm(centred, axis=1).mean()
+
+
 def start_student(how: Distill, seed: int) -> Tiny:
     """A fresh student by seed, or one that starts from `how.weights`."""
     torch.manual_seed(seed)
@@ -93,7 +102,10 @@ def start_student(how: Distill, seed: int) -> Tiny:
 def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: str) -> Tiny:
     how, config = run.config.distill, run.config
     student = start_student(how, config.seed)
-    examples = prepare(train, run.array(targets_file) if targets_file else None, how, student.input_px)
+    targets = run.array(targets_file) if targets_file else None
+    if how.mode == "dc" and targets is not None:
+        targets = own_features(targets)
+    examples = prepare(train, targets, how, student.input_px)
     checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
     final = run.path(f"work/{Path(file).stem}-{run.key}.safetensors")
     if final.exists():

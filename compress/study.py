@@ -18,7 +18,7 @@ from scipy import stats
 from compress.adapt import fit_adapter
 from compress.artifacts import student_crops
 from compress.config import PRESETS, Config, as_dict, load_config
-from compress.distill import prepare, start_student
+from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
 from compress.plan import check
 from compress.run import cores, threads
@@ -140,7 +140,7 @@ class _Split:
         how = config.distill
         targets = None
         if how.mode == "dc":
-            targets = self.features
+            targets = own_features(self.features)
         elif how.mode != "c":
             adapter, _ = fit_adapter(self.features, self.train.identities, config.adapt, self.seed)
             targets = adapter.targets(self.features)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from compress import distill
 from compress.config import load_config
-from compress.distill import prepare, start_student, training_crops
+from compress.distill import own_features, prepare, start_student, training_crops
 from compress.run import Run
 from faces.align import template_landmarks
 from faces.dataset import CROP_PX, Faces
@@ -95,7 +95,17 @@ def test_each_mode_learns_from_its_targets(folder, monkeypatch, mode, own, refer
         if name is None:
             assert found is None
         else:
-            np.testing.assert_array_equal(found, np.load(folder / f"work/{name}.npy"))
+            stored = np.load(folder / f"work/{name}.npy")
+            np.testing.assert_array_equal(found, own_features(stored) if mode == "dc" else stored)
+
+
+def test_own_features_differ_from_the_teachers_by_a_shift_and_one_scale():
+    features = np.random.default_rng(0).normal(3, 2, (50, 8)).astype(np.float32)
+    found = own_features(features)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-6)
+    assert np.linalg.norm(found, axis=1).mean() == pytest.approx(1, abs=1e-6)
+    distance, own = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (features, found))
+    np.testing.assert_allclose(own[own > 0] / distance[own > 0], own.max() / distance.max(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("px", "margin", "side"), [(16, 0.125, 48), (32, 0.0, 96), (96, 0.125, 144), (96, 0.0, 115)])
