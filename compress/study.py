@@ -55,7 +55,8 @@ def main() -> None:
 @click.option("--student", default="tiny16", show_default=True)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True)
 @click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
-@click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="Seeds 0, 1, ... of the split.")
+@click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="How many identity splits.")
+@click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first split.")
 @click.option(
     "--row", "rows", multiple=True, type=click.Choice(["teacher", *ROWS]), default=("teacher", *ROWS),
     metavar="ROW", help=f"Repeats. Default: all of teacher, {', '.join(ROWS)}.",
@@ -69,6 +70,7 @@ def splits(
     preset: str,
     specs: tuple[str, ...],
     splits: int,
+    first: int,
     rows: tuple[str, ...],
     settings: tuple[str, ...],
     out: Path,
@@ -76,7 +78,8 @@ def splits(
     """Distil a student for each row and identity split; same@p accuracy on the unseen people, mean and spread.
 
     Every (row, split) is kept in OUT as it ends, so a stopped study continues. Writes OUT/splits.json and
-    OUT/splits.md. All rows see the same faces, splits, pairs, samples and initial weights.
+    OUT/splits.md. All rows see the same number of samples, from the same people, and start from the same weights;
+    `c` sees labelled faces alone, the others the virtual ones too.
     """
     options = {"data.public": list(specs) or None, "teacher.name": teacher, "distill.student": student}
     configs = {
@@ -87,14 +90,14 @@ def splits(
     }
     check(next(iter(configs.values())))
     with threads(1):
-        found = _gather(configs, splits, out)
+        found = _gather(configs, range(first, first + splits), out)
     _write(found, out, next(iter(configs.values())))
 
 
-def _gather(configs: dict[str, Config], splits: int, out: Path) -> dict[str, list[dict[str, Any]]]:
+def _gather(configs: dict[str, Config], seeds: range, out: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     faces: Faces | None = None
-    work = [(seed, name) for seed in range(splits) for name in configs]
+    work = [(seed, name) for seed in seeds for name in configs]
     prepared: dict[int, _Split] = {}
     for seed, name in track(work, "splits", console=Console(stderr=True), transient=True):
         config = configs[name]
