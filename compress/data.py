@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress.config import Config
 from compress.run import Run
 from faces import verification
-from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, split_identities
+from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, near_twins, split_identities
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
@@ -29,9 +31,14 @@ def settings(config: Config) -> Any:
 def run(run: Run) -> dict[str, Any]:
     """Writes work/train.npz, work/test.npz and split.json."""
     data = run.config.data
-    public = concatenate([_open(run, spec) for spec in data.public])
+    parts = [_open(run, spec) for spec in data.public]
+    public = concatenate(parts)
+    skipped = dict(public.integrity.skipped)
+    if merged := sum(len(part.names) for part in parts) - len(public.names):
+        run.say(f"note       {merged} identity names occur in several --data parts: each counts as one person")
     if data.val is not None:
         train, test = public, _open(run, data.val)
+        skipped |= {f"test: {reason}": count for reason, count in test.integrity.skipped.items()}
         if not len(test.labelled):
             raise UserError(f"{data.val} has no person with two faces, so nothing can be verified on it")
         if not data.allow_leaks and (reasons := find_leaks(train, test)):
@@ -42,6 +49,10 @@ def run(run: Run) -> dict[str, Any]:
     else:
         train_indices, test_indices = split_identities(public, data.test_share, run.config.seed)
         train, test = public.subset(train_indices), public.subset(test_indices)
+        if twins := [] if data.allow_leaks else near_twins(train, test):
+            # One image under two names: what the test people show must not be learnt from.
+            skipped["training face nearly the same as a test face"] = len(twins)
+            train = train.subset(np.setdiff1d(np.arange(len(train)), [index for index, _ in twins]))
     # Test faces that form no pairs are found here, not after the training.
     test_pairs(test, run.config, run.config.seed)
     write_json(
@@ -55,11 +66,11 @@ def run(run: Run) -> dict[str, Any]:
     virtual = len(enlarged) - len(train)
     enlarged.save(run.path(TRAIN))
     test.save(run.path(TEST))
-    every = public.integrity
+    missed = public.integrity.missed + (test.integrity.missed if data.val is not None else ())
     return {
         "summary": f"{len(train)} faces of {len(train.names)} people and {virtual} virtual ones to learn "
-        f"from, {len(test)} of {len(test.names)} unseen people to test on; {sum(every.skipped.values())} skipped, "
-        f"{len(every.missed)} without a face found",
+        f"from, {len(test)} of {len(test.names)} unseen people to test on; {sum(skipped.values())} skipped, "
+        f"{len(missed)} without a face found",
         "public": {
             "name": public.source,
             "faces": len(public),
@@ -74,8 +85,8 @@ def run(run: Run) -> dict[str, Any]:
             "test_faces": len(test),
             "test_identities": len(test.names),
         },
-        "skipped": dict(every.skipped),
-        "landmark_misses": list(every.missed),
+        "skipped": skipped,
+        "landmark_misses": list(missed),
         "test_name": data.val or public.source,
     }
 

@@ -39,13 +39,15 @@ def run(run: Run) -> dict[str, Any]:
     settings = run.config.distill
     targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
     student = _train(run, train, targets, STUDENT, "distill")
+    beside = ""
     if run.facts("teacher")["bootstrap"]:
         reference = {"dc": teach.REFERENCE_FEATURES}.get(settings.mode, adapt.REFERENCE_TARGETS)
         _train(run, train, reference if targets else None, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
+        beside = f"; the same again from {teach.REFERENCE}"
     px = student.input_px
     return {
         "summary": f"{settings.student}, mode {settings.mode}, {settings.loss} loss, "
-        f"{settings.steps * settings.batch:,} degraded faces seen",
+        f"{settings.steps * settings.batch:,} degraded faces seen{beside}",
         "name": settings.student,
         "params": count_parameters(student),
         "macs": count_macs(student, px),

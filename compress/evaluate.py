@@ -41,14 +41,15 @@ def run(run: Run) -> dict[str, Any]:
         return reference_embeddings(student, student_crops(test, px, input_px))
 
     teacher = teach.load_teacher(run)
-    levels = (None, *how.px)
+    sizes = tuple(sorted({*how.px, input_px}, reverse=True))
+    levels = (None, *sizes)
     with run.progress(f"{teacher.name} on unseen people", len(test) * len(levels)) as advance, threads(cores()):
         chips = crop(test.images, test.landmarks, teacher.template, teacher.input_px)
         embeddings = {px: teacher.embed(reduce(chips, px, teacher.input_px), progress=advance) for px in levels}
-    rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, how.px))
-    rows += protocol_rows("student", embed_student, "cosine", test, pairs, how.px)
+    rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, sizes))
+    rows += protocol_rows("student", embed_student, "cosine", test, pairs, sizes)
     if run.config.distill.mode in ("s", "sc"):
-        rows += _shared_space(run, embeddings[None], embed_student, test, pairs, how.px)
+        rows += _shared_space(run, embeddings[None], embed_student, test, pairs, sizes)
     for artifact in run.facts("export")["artifacts"]:
         loaded = export.load(run.path(artifact["path"]))
         found = loaded.embed(student_crops(test, input_px, input_px))
@@ -61,11 +62,11 @@ def run(run: Run) -> dict[str, Any]:
             for one in protocol_rows(
                 f"{run.config.distill.student} from {teach.REFERENCE}",
                 lambda px: reference_embeddings(other, student_crops(test, px, input_px)),
-                "cosine", test, pairs, how.px,
+                "cosine", test, pairs, sizes,
             )
         ]  # fmt: skip
     strip.write(run.path("strip.npz"), test, pairs, embed_student, (112, 32, 16, 8))
-    protocol = f"same@{min(input_px, max(how.px))}"
+    protocol = f"same@{input_px}"
     headline = {one["model"]: one for one in rows if one["protocol"] == protocol}
     parts = [
         f"{model} {one['accuracy']:.1f}% [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"

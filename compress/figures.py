@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from compress import plots
-from compress.results import HEADLINE, Accuracy, Results, Throughput
+from compress.results import Accuracy, Results, Throughput
 
 # Groups of bars and data sets that are drawn; the rest is in the tables.
 _BAR_GROUPS, _DATASETS = 6, 4
@@ -48,7 +48,7 @@ def accuracy_figures(run: Results) -> list[dict[str, Any]]:
                                      f"Accuracy against resolution on {where[0]}, {kind}@p; "
                                      "every point is in the table of all accuracy rows.")
                 )  # fmt: skip
-        figure["roc_protocol"] = _roc_protocol(lines)
+        figure["roc_protocol"] = _roc_protocol(lines, run.headline)
         if figure["roc_protocol"]:
             curves = [
                 plots.Line(label, colour, row.roc.fmr, row.roc.tmr)
@@ -73,10 +73,10 @@ def _resolution_line(label: str, colour: str, rows: list[Accuracy], kind: str) -
     )  # fmt: skip
 
 
-def _roc_protocol(lines: list[tuple[str, str, list[Accuracy]]]) -> str | None:
-    """The protocol whose ROC is drawn: same@16 where a row has its curve, else the first that has one."""
+def _roc_protocol(lines: list[tuple[str, str, list[Accuracy]]], headline: str) -> str | None:
+    """The protocol whose ROC is drawn: the headline's where a row has its curve, else the first that has one."""
     having = [row.protocol for _, _, rows in lines for row in rows if row.roc and any(row.roc.fmr)]
-    return HEADLINE if HEADLINE in having else next(iter(having), None)
+    return headline if headline in having else next(iter(having), None)
 
 
 def speed_bars(rows: Sequence[Throughput]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from faces.sources import recognise
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
 from students.train import Examples, Recipe, train_student
+from teachers.backbones.bootstrap import is_bootstrap
 from teachers.bootstrap import view_count
 from teachers.registry import Teacher, create_teacher, known_teacher
 
@@ -70,10 +71,11 @@ def check(config: Config) -> None:
 def note(config: Config) -> str | None:
     """What whoever starts the run must know before anything else; None where there is nothing."""
     name = config.teacher.name
-    if config.teacher.weights is not None or known_teacher(name).packaged:
+    given = config.teacher.weights
+    if known_teacher(name).packaged if given is None else given == "hub" or not is_bootstrap(Path(given)):
         return None
     return (
-        f"note       no weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in for it, "
+        f"note       no trained weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in, "
         f"random weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
     )
 

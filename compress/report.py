@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from compress import results, strip, words
 from compress.figures import accuracy_figures, loss_curve, speed_bars
-from compress.results import HEADLINE, Accuracy, Results, Throughput
+from compress.results import Accuracy, Results, Throughput
 from export.sidecar import Threshold, path_of
 from faces.errors import UserError
 from faces.files import write_text
@@ -65,7 +65,7 @@ def _write(path: Path, template: str, view: dict[str, Any]) -> Path:
 
 
 def _view(run: Results) -> dict[str, Any]:
-    headline = _headline_row(run.accuracy)
+    headline = _headline_row(run.accuracy, run.headline)
     where = (headline.data, headline.split) if headline else None
     here = {(row.model, row.protocol): row for row in run.accuracy if (row.data, row.split) == where}
     full = [row for row in run.accuracy if row.model == "teacher" and row.kind == "full"]
@@ -81,14 +81,14 @@ def _view(run: Results) -> dict[str, Any]:
         "speed": {role: _fastest(run.throughput, role) for role in ("student", "teacher")},
         "rates": sorted({rate for row in run.accuracy for rate in row.tar_at_far}, key=float, reverse=True),
         "references": run.reference or [],
-        "reference_headline": _headline_row(run.reference or [], None),
+        "reference_headline": _headline_row(run.reference or [], run.headline, None),
     }
 
 
-def _headline_row(rows: Sequence[Accuracy], model: str | None = "student") -> Accuracy | None:
-    """The row the page opens with: the student at 16 px, else its smallest resolution, else its first row."""
+def _headline_row(rows: Sequence[Accuracy], protocol: str, model: str | None = "student") -> Accuracy | None:
+    """The row the page opens with: the student at its input size, else its smallest resolution, else its first."""
     own = [row for row in rows if model in (None, row.model)]
-    named = [row for row in own if row.protocol == HEADLINE]
+    named = [row for row in own if row.protocol == protocol]
     small = sorted((row for row in own if row.kind == "same"), key=lambda row: row.px or 0)
     return next(iter(named + small + own), None)
 

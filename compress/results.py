@@ -22,7 +22,6 @@ Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 
 ROC_POINTS = 200
-HEADLINE = "same@16"
 """The protocol that a run is judged by."""
 
 
@@ -285,6 +284,11 @@ class Results(_Part):
     data: Data | None = None
     reference: list[Reference] | None = None
     """Optional: accuracy of another run or teacher, to hold this one against."""
+
+    @property
+    def headline(self) -> str:
+        """The protocol that a page opens with: both faces at the student's input size."""
+        return f"same@{self.student.input_px or 16}"
 
 
 def validate(value: Any) -> Results:

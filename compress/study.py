@@ -15,13 +15,14 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 
+from compress import data
 from compress.adapt import fit_adapter
 from compress.artifacts import student_crops
 from compress.config import PRESETS, Config, as_dict, load_config
 from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
 from compress.plan import check
-from compress.run import cores, threads
+from compress.run import ROOT, cores, threads
 from export.stage import reference_embeddings
 from faces.align import crop
 from faces.cli import run_cli
@@ -101,7 +102,7 @@ def _gather(configs: dict[str, Config], seeds: range, out: Path) -> dict[str, li
     prepared: dict[int, _Split] = {}
     for seed, name in track(work, "splits", console=Console(stderr=True), transient=True):
         config = configs[name]
-        file = out / "rows" / f"{name.replace(' ', '-')}-{seed}-{fingerprint([as_dict(config), name])}.json"
+        file = out / "rows" / f"{name.replace(' ', '-')}-{seed}-{_key(config, name)}.json"
         if not file.exists():
             how = config.data
             faces = faces or concatenate(
@@ -113,6 +114,13 @@ def _gather(configs: dict[str, Config], seeds: range, out: Path) -> dict[str, li
             write_json(file, split.teacher_row() if name == "teacher" else split.student_row(config))
         found[name].append(json.loads(file.read_text()))
     return found
+
+
+def _key(config: Config, name: str) -> str:
+    """Changes with the settings, the data, the sources and PyTorch: a row is never mixed with those of other code."""
+    folders = [ROOT / package for package in ("faces", "teachers", "students", "compress")]
+    sources = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return fingerprint([as_dict(config), name, data.settings(config), torch.__version__], sources)
 
 
 class _Split:

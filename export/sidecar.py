@@ -40,6 +40,10 @@ class Crop(_Part):
     """
 
     template: str
+    template_px: PositiveInt
+    """Side of the aligned crop that the input is reduced from."""
+    resampling: str
+    """How it is reduced: another way gives other scores, and the thresholds no longer hold."""
     points: tuple[tuple[float, float], ...]
 
 

@@ -135,6 +135,8 @@ def _contract(file: Path, format: str, px: int, dim: int, card: Card) -> Sidecar
         input=Input(name=INPUT_NAME, shape=shape, layout=chosen.layout),
         crop=Crop(
             template=card.template,
+            template_px=base,
+            resampling="bilinear to the template, then bicubic with antialias to the input, both in uint8",
             points=tuple((round(x, 4), round(y, 4)) for x, y in (points * px / base).tolist()),
         ),
         output=OUTPUT_NAME,

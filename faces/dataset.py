@@ -101,7 +101,10 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
     ]
     keys = tuple(key for part in parts for key in part.keys)
     if len(set(keys)) < len(keys):
-        raise UserError("the same face key occurs in two --data parts; was one of them given twice?")
+        raise UserError(
+            "the same face key occurs in two --data parts: one of them was given twice, or two folders of the same "
+            "name hold the same file names; rename one of the folders"
+        )
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.integrity.skipped.items():
@@ -168,13 +171,18 @@ def find_leaks(train: Faces, test: Faces, bits: int = 10) -> list[str]:
     more than 20, or in 13 where the crops' borders are filled in alike.
     """
     reasons = [f"identity {name!r} is in both sets" for name in sorted(set(train.names) & set(test.names))]
+    twins = near_twins(train, test, bits)
+    return reasons + [f"{test.keys[j]} and {train.keys[i]} show nearly the same image" for i, j in twins]
+
+
+def near_twins(train: Faces, test: Faces, bits: int = 10) -> list[tuple[int, int]]:
+    """(index in `train`, index in `test`) of each training face that is a near-duplicate of a test face."""
     train_hashes, test_hashes = _difference_hashes(train.images), _difference_hashes(test.images)
-    for key, one in zip(test.keys, test_hashes, strict=True):
+    found: dict[int, int] = {}
+    for j, one in enumerate(test_hashes):
         distance = np.bitwise_count(train_hashes ^ one).sum(axis=1)
-        nearest = int(distance.argmin()) if len(distance) else -1
-        if nearest >= 0 and distance[nearest] <= bits:
-            reasons.append(f"{key} and {train.keys[nearest]} show nearly the same image")
-    return reasons
+        found |= dict.fromkeys(np.flatnonzero(distance <= bits).tolist(), j)
+    return sorted(found.items())
 
 
 def _difference_hashes(images: np.ndarray) -> np.ndarray:

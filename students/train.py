@@ -190,12 +190,16 @@ class _Batches:
 
     def _fixed_versions(self) -> Tensor:
         """The paper's fixed set of degraded versions: (versions x N, 3, p, p) uint8, version-major."""
-        parts = []
+        versions = torch.empty(
+            (self.recipe.versions * len(self.crops), 3, self.size, self.size), dtype=torch.uint8, device=self.device
+        )
+        done = 0
         for version in range(self.recipe.versions):
             for i, crops in enumerate(self.crops.split(1024)):
                 images = self._degrade(crops, -1 - version * 1_000_003 - i)
-                parts.append((images * 255).round().byte())
-        return torch.cat(parts)
+                versions[done : done + len(images)] = (images * 255).round().byte()
+                done += len(images)
+        return versions
 
     def _epoch(self, epoch: int) -> Tensor:
         if epoch != self.order_epoch:

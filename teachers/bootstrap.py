@@ -69,6 +69,7 @@ def fit_bootstrap(
         bootstrap.head.weight.copy_(torch.from_numpy(weight.T))
         bootstrap.head.bias.copy_(torch.from_numpy(bias))
     bootstrap.fitted = True
+    teacher.licence = f"random weights fitted to {reference.name} ({reference.licence})"
     teacher.source = f"bootstrap, {len(inputs)} views of {faces.source} fitted to {reference.name}"
 
 

@@ -1,0 +1,54 @@
+"""The data stage on folders of aligned faces (noise stands in for them, as nothing is recognised here)."""
+
+import cv2
+import numpy as np
+
+from compress import data
+from compress.config import load_config
+from compress.run import Run
+
+
+def people(root, names, seed):
+    """Six images of 112 px for each name; the same seed gives the same images."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+            cv2.imwrite(str(root / name / f"{i}.png"), cv2.resize(coarse, (112, 112)))
+
+
+def stage(tmp_path, *specs, **options):
+    given = {"data.public": [str(spec) for spec in specs], "data.aligned": True, "data.virtual": 0, **options}
+    run = Run(tmp_path / "run", load_config("quick", None, given, []), quiet=True)
+    return data.run(run), *data.load_parts(run)
+
+
+def test_an_image_under_two_names_is_not_on_both_sides(tmp_path):
+    people(tmp_path / "a", "pqrst", seed=1)
+    people(tmp_path / "b", "uvwxy", seed=1)
+    facts, train, test = stage(tmp_path, tmp_path / "a", tmp_path / "b")
+    twins = {tuple(image.ravel()[::997]) for image in train.images} & {
+        tuple(image.ravel()[::997]) for image in test.images
+    }
+    assert not twins
+    assert facts["skipped"]["training face nearly the same as a test face"] > 0
+    allowed, train, _ = stage(tmp_path, tmp_path / "a", tmp_path / "b", **{"data.allow_leaks": True})
+    assert "training face nearly the same as a test face" not in allowed["skipped"]
+    assert len(train) == allowed["split"]["train_faces"] > facts["split"]["train_faces"]
+
+
+def test_independent_people_lose_no_face(tmp_path):
+    people(tmp_path / "a", "pqrstuvw", seed=1)
+    facts, train, test = stage(tmp_path, tmp_path / "a")
+    assert facts["skipped"] == {}
+    assert len(train) + len(test) == 48
+
+
+def test_what_a_test_set_of_ones_own_lost_is_counted(tmp_path):
+    people(tmp_path / "a", "pqrst", seed=1)
+    people(tmp_path / "b", "uvw", seed=2)
+    (tmp_path / "b/u/broken.png").write_bytes(b"no image")
+    facts, _, test = stage(tmp_path, tmp_path / "a", **{"data.val": str(tmp_path / "b")})
+    assert facts["skipped"] == {"test: unreadable image": 1}
+    assert len(test) == 18
