@@ -199,8 +199,7 @@ def threads(count: int) -> Iterator[None]:
     """Run PyTorch on `count` CPU threads within this context.
 
     The pipeline runs on one and gives all cores to the teacher alone: layers as small as the student's wait for
-    their threads more than they work (on two shared cores, two threads took three times the CPU time of one and up
-    to twelve times the wall time). It also makes the student's bytes independent of the number of cores.
+    their threads more than they work, above all on cores shared with other programs. It also makes the student's bytes independent of the number of cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -102,7 +102,7 @@ def _uniform(batch: int, generator: torch.Generator, device: torch.device) -> Te
 
 @lru_cache(maxsize=16)
 def _antialias_weights(source: int, target: int) -> Tensor:
-    """(target, source) matrix of `F.interpolate`'s antialiased bicubic: as a matrix product it is 4x faster."""
+    """(target, source) matrix of `F.interpolate`'s antialiased bicubic, to be applied as a matrix product."""
     return F.interpolate(
         torch.eye(source)[None, None],
         size=(target, source),

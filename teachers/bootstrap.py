@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MOST_VIEWS = 3000
 DEFAULT_VIEWS = 1200
 MOST_ROUNDS = 3
-# Ridge strength as a share of the Gram matrix's mean diagonal. Leaving out a third of the training people at a
-# time, those are told apart equally well (89.4% to 89.6%, ORL) from .01 to .3.
+# Ridge strength as a share of the Gram matrix's mean diagonal; people left out of the training side are told apart
+# equally well from .01 to .3.
 RIDGE = 0.1
 _CHUNK, _BATCH = 64, 16
 
