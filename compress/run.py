@@ -199,7 +199,8 @@ def threads(count: int) -> Iterator[None]:
     """Run PyTorch on `count` CPU threads within this context.
 
     The pipeline runs on one and gives all cores to the teacher alone: layers as small as the student's wait for
-    their threads more than they work, above all on cores shared with other programs. It also makes the student's bytes independent of the number of cores.
+    their threads more than they work, above all on cores shared with other programs. It
+    also makes the student's bytes independent of the number of cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
