@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from compress import study
+from compress.config import load_config
 from faces.sources import orl
 
 ROWS = ("teacher", "sc relational", "c")
@@ -132,3 +133,22 @@ def test_a_mistake_is_one_line(tmp_path, arguments, words):
 
 def test_one_split_is_no_study():
     assert CliRunner().invoke(study.main, ["splits", "--splits", "1"]).exit_code == 2
+
+
+def test_a_row_of_other_settings_data_or_sources_is_not_reused(tmp_path, monkeypatch):
+    root = tmp_path / "checkout"
+    (root / "students").mkdir(parents=True)
+    source = root / "students" / "train.py"
+    source.write_text("one")
+    monkeypatch.setattr(study, "ROOT", root)
+    person = tmp_path / "faces" / "p"
+    person.mkdir(parents=True)
+    options = {"data.public": [str(tmp_path / "faces")]}
+    config = load_config("quick", None, options, [])
+    first = study._key(config, "c")
+    assert study._key(config, "c") == first
+    assert study._key(load_config("quick", None, options, ["adapt.keep=1"]), "c") != first
+    source.write_text("two")
+    second = study._key(config, "c")
+    (person / "new.png").write_bytes(b"a face")
+    assert len({first, second, study._key(config, "c"), study._key(config, "sc regression")}) == 4

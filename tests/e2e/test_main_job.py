@@ -346,9 +346,10 @@ def test_a_public_set_without_labels(people, tmp_path):
     for person in ("s1", "s2"):
         shutil.copytree(people / person, unseen / person)
     stages = ("--stages", "data,teacher,adapt,distill")
-    again(public, tmp_path / "out", *settings(), "--val", str(unseen), *stages)
-    assert np.load(tmp_path / "out/work/targets.npy").shape == (36 + 20, 128)
-    assert (tmp_path / "out/curves.csv").read_text().startswith("step,lr,loss,mimic")
+    out = tmp_path / "out"
+    again(public, out, *settings(), "--val", str(unseen), *stages)
+    assert np.load(out / "work" / "targets.npy").shape == (36 + 20, 128)
+    assert (out / "curves.csv").read_text().startswith("step,lr,loss,mimic")
 
 
 @pytest.mark.slow
