@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from faces import store
 from faces.errors import UserError
 from faces.files import whole
 
@@ -15,18 +16,20 @@ CROP_PX = 128
 
 @dataclass(frozen=True)
 class Integrity:
-    """What a source gave: records read, records skipped by reason, keys in which no face was found."""
+    """What a source gave: records read, records skipped by reason, keys in which no face was found, and what looks
+    wrong with the whole set."""
 
     read: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Faces:
-    """N faces in memory.
+    """N faces, in memory or decoded when they are asked for.
 
-    images: (N, 128, 128, 3) uint8 RGB, upright, loosely aligned.
+    images: (N, 128, 128, 3) uint8 RGB, upright, loosely aligned: an array, or what reads like one (`faces.store`).
     landmarks: (N, 5, 2) float32, pixels of that crop: left eye, right eye, nose tip, left and right mouth
         corner as seen in the image; NaN where the detector does not give the point (both eyes always known).
     identities: (N,) int64, index into `names`; -1 = unlabelled.
@@ -59,7 +62,7 @@ class Faces:
         renumber[present] = np.arange(len(present))
         return replace(
             self,
-            images=self.images[indices],
+            images=store.view(self.images, indices),
             landmarks=self.landmarks[indices],
             identities=renumber[self.identities[indices]],
             names=tuple(self.names[i] for i in present),
@@ -110,7 +113,7 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
         for reason, count in part.integrity.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
     return Faces(
-        images=np.concatenate([part.images for part in parts]),
+        images=store.join([part.images for part in parts]),
         landmarks=np.concatenate([part.landmarks for part in parts]),
         identities=np.concatenate(identities),
         names=names,
@@ -121,6 +124,7 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
             sum(part.integrity.read for part in parts),
             skipped,
             tuple(key for part in parts for key in part.integrity.missed),
+            tuple(f"{part.source}: {warning}" for part in parts for warning in part.integrity.warnings),
         ),
     )
 
@@ -156,7 +160,7 @@ def add_virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
     means = (faces.images[first].astype(np.uint16) + faces.images[second] + 1) // 2
     return replace(
         faces,
-        images=np.concatenate([faces.images, means.astype(np.uint8)]),
+        images=store.join([faces.images, means.astype(np.uint8)]),
         landmarks=np.concatenate([faces.landmarks, (faces.landmarks[first] + faces.landmarks[second]) / 2]),
         identities=np.concatenate([faces.identities, np.full(len(first), -1, dtype=np.int64)]),
         keys=(*faces.keys, *(f"virtual/{i}" for i in range(len(first)))),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faces.errors import UserError
-from faces.sources.record import Record
+from faces.sources.record import Place, Record, stamp
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
 
@@ -17,7 +17,11 @@ def read(root: Path) -> Iterator[Record]:
         for path in sorted(person.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 found = True
-                yield Record(f"{root.name}/{path.relative_to(root)}", path.read_bytes(), person.name)
+                with path.open("rb") as file:
+                    known = stamp(file)
+                    data = file.read()
+                place = Place(path, known, 0, known[0])
+                yield Record(f"{root.name}/{path.relative_to(root)}", data, person.name, place=place)
     if not found:
         raise UserError(
             f"no face images in {root}: expected one folder a person ({root}/PERSON/IMAGE.jpg), "

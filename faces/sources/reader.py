@@ -1,69 +1,111 @@
 """`open_faces(spec)`: recognise the layout, read it, check it, align every face."""
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from faces import align
 from faces.dataset import CROP_PX, Faces, Integrity, Progress
 from faces.errors import UserError
-from faces.sources import folder, orl, shards
-from faces.sources.record import Record, decode
+from faces.sources import folder, orl, recordio, shards, verification_bin
+from faces.sources.encoded import EncodedImages, Index
+from faces.sources.record import Record, aligned_landmarks, check_colour, colour_warning, decode
+from faces.store import in_threads
 
 USER_DATA = "the user's own data: its licence was not stated"
+LAYOUTS = (
+    "`orl`, a folder of identity folders, a webdataset .tar shard or a folder of them, an InsightFace .rec file or "
+    "the folder that holds it, or an InsightFace .bin file"
+)
 
 
-def recognise(spec: str) -> tuple[Callable[[], Iterator[Record]], str]:
-    """(reader, licence remark) of `orl`, an identity folder, a `.tar` shard or a folder of shards."""
+class Source(NamedTuple):
+    """A recognised source: its reader, a remark on its licence, and the name of its layout."""
+
+    read: Callable[[], Iterator[Record]]
+    licence: str
+    layout: str
+
+
+def recognise(spec: str) -> Source:
+    """The layout at `spec`: `orl`, `folder` (identity folders), `shards` (.tar), `recordio` (.rec with or without
+    .idx) or `bin` (a verification set). UserError where there is none, or more than one in the same folder."""
     if spec == "orl":
-        return orl.read, orl.LICENCE
+        return Source(orl.read, orl.LICENCE, "orl")
     path = Path(spec).expanduser()
-    if path.suffix == ".tar" and path.is_file():
-        return lambda: shards.read(path), USER_DATA
+    if path.is_file():
+        if path.suffix == ".tar":
+            return Source(lambda: shards.read(path), USER_DATA, "shards")
+        if path.suffix == ".rec":
+            return Source(lambda: recordio.read(path), USER_DATA, "recordio")
+        if path.suffix == ".bin":
+            return Source(lambda: verification_bin.read(path), USER_DATA, "bin")
     if not path.is_dir():
-        raise UserError(f"no face data at {spec!r}: give `orl`, a folder of identity folders, or a .tar shard")
-    tars = sorted(path.glob("*.tar"))
+        raise UserError(f"no face data at {spec!r}: give {LAYOUTS}")
+    # Hidden files are left out: a packing that was killed leaves half a shard.
+    tars, recs = sorted(path.glob("[!.]*.tar")), sorted(path.glob("[!.]*.rec"))
+    if len(recs) > 1 or (recs and tars):
+        names = ", ".join(one.name for one in (recs + tars)[:4])
+        raise UserError(f"{path} holds several sets ({names}): give one of these files")
+    if recs:
+        return Source(lambda: recordio.read(recs[0]), USER_DATA, "recordio")
     if tars:
-        return lambda: (record for tar in tars for record in shards.read(tar)), USER_DATA
-    return lambda: folder.read(path), USER_DATA
+        return Source(lambda: (record for tar in tars for record in shards.read(tar)), USER_DATA, "shards")
+    return Source(lambda: folder.read(path), USER_DATA, "folder")
 
 
-def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, progress: Progress | None = None) -> Faces:
+def open_faces(
+    spec: str,
+    *,
+    detector: str = "dlib",
+    aligned: bool = False,
+    colour: str = "rgb",
+    lazy: bool = False,
+    progress: Progress | None = None,
+) -> Faces:
     """All usable faces of `spec`, aligned.
 
-    Skipped and counted in `.integrity`: unreadable images, exact duplicates, keys that occurred already,
-    stored landmarks without two eyes in the image, identities without images.
+    Skipped and counted in `.integrity`: unreadable images, corrupt records, exact duplicates, keys that occurred
+    already, stored landmarks without two eyes in the image, identities without images.
     Faces that the detector misses are counted and named. An identity left with one face keeps it as
-    unlabelled (counted), as it can form no genuine pair. `aligned=True` takes the images as ArcFace crops.
-    UserError: nothing at `spec`, an unknown layout, or no face left.
+    unlabelled (counted), as it can form no genuine pair. `aligned=True` takes the images as ArcFace crops, as
+    those of .rec and .bin files are anyway. `colour="bgr"` is for files that were written with red and blue
+    exchanged (the identity folders of QGFace and AdaFace); skin that looks so is told in `.integrity.warnings`.
+    `lazy=True` checks everything as well, but keeps where the images lie instead of the images: they are decoded
+    on access (`faces.store`), byte-identical.
+    UserError: nothing at `spec`, an unknown layout or colour order, or no face left.
 
     >>> faces = open_faces("orl")
     >>> faces.images.shape[1:], len(faces.names)
     ((128, 128, 3), 40)
     """
-    reader, licence = recognise(spec)
+    check_colour(colour)
+    source = recognise(spec)
     skipped: Counter[str] = Counter()
     missed: list[str] = []
     seen: set[bytes] = set()
-    keys: set[str] = set()
-    kept: list[tuple[Record, np.ndarray, np.ndarray]] = []
+    keys: dict[str, None] = {}
+    kept = _Kept(colour, lazy)
     read = 0
-    for record in reader():
+    for record, image, digest in in_threads(lambda record: _examine(record, colour), source.read()):
         read += 1
         if progress:
             progress(1)
+        if record.problem is not None:
+            skipped[record.problem] += 1
+            continue
         if record.key in keys:
             skipped["key that occurred already"] += 1
             continue
-        keys.add(record.key)
-        image = decode(record.data)
+        keys[record.key] = None
         if image is None:
             skipped["unreadable image"] += 1
             continue
-        digest = hashlib.sha256(image.tobytes()).digest()
         if digest in seen:
             skipped["exact duplicate"] += 1
             continue
@@ -75,18 +117,22 @@ def open_faces(spec: str, *, detector: str = "dlib", aligned: bool = False, prog
         if landmarks is None:
             missed.append(record.key)
             continue
-        if image.shape[:2] != (CROP_PX, CROP_PX) or record.landmarks is None:
-            image, landmarks = align.loose_crop(image, landmarks)
-        kept.append((record, image, landmarks.astype(np.float32)))
-    if spec != "orl" and Path(spec).is_dir() and (empty := folder.empty_identities(Path(spec))):
+        kept.add(record, image, landmarks)
+    if source.layout == "folder" and (empty := folder.empty_identities(Path(spec).expanduser())):
         skipped["identity folder without images"] += empty
-    if not kept:
+    if not kept.keys:
         raise UserError(
             f"none of the {read} records of {spec} holds a usable face (without a face found: {len(missed)}"
             + "".join(f", {reason}: {count}" for reason, count in skipped.items())
             + ")"
         )
-    return _assemble(spec, licence, kept, Integrity(read, skipped, tuple(missed)))
+    return _assemble(spec, source.licence, kept, read, skipped, tuple(missed))
+
+
+def _examine(record: Record, colour: str) -> tuple[Record, np.ndarray | None, bytes]:
+    """The record, its image or None, and a digest of the pixels. Runs in the decoding threads."""
+    image = None if record.problem is not None else decode(record.data, colour)
+    return record, image, b"" if image is None else hashlib.sha256(image.data).digest()
 
 
 def _two_eyes(landmarks: np.ndarray, image: np.ndarray) -> bool:
@@ -99,29 +145,54 @@ def _two_eyes(landmarks: np.ndarray, image: np.ndarray) -> bool:
 def _landmarks(record: Record, image: np.ndarray, detector: str, aligned: bool) -> np.ndarray | None:
     if record.landmarks is not None:
         return record.landmarks
-    if aligned:
-        return align.template_landmarks(min(image.shape[:2]))
+    if aligned or record.aligned:
+        return aligned_landmarks(image)
     return align.create_detector(detector)(image)
 
 
-def _assemble(
-    spec: str, licence: str, kept: list[tuple[Record, np.ndarray, np.ndarray]], integrity: Integrity
-) -> Faces:
-    counts = Counter(record.identity for record, _, _ in kept if record.identity is not None)
+class _Kept:
+    """The usable faces so far: their crops, or where these can be had again."""
+
+    def __init__(self, colour: str, lazy: bool) -> None:
+        self.keys: list[str] = []
+        self.identities: list[str | None] = []
+        self.landmarks = array("f")
+        self._crops: list[np.ndarray] = []
+        self._index = Index(colour) if lazy else None
+
+    def add(self, record: Record, image: np.ndarray, landmarks: np.ndarray) -> None:
+        as_it_is = image.shape[:2] == (CROP_PX, CROP_PX) and record.landmarks is not None
+        if self._index is not None:
+            self._index.add(record, None if as_it_is else landmarks)
+        if not as_it_is:
+            image, landmarks = align.loose_crop(image, landmarks)
+        if self._index is None:
+            self._crops.append(image)
+        self.keys.append(record.key)
+        self.identities.append(record.identity)
+        self.landmarks.extend(landmarks.astype(np.float32).ravel())
+
+    def images(self) -> np.ndarray:
+        return np.stack(self._crops) if self._index is None else cast(np.ndarray, EncodedImages(self._index))
+
+
+def _assemble(spec: str, licence: str, kept: _Kept, read: int, skipped: Counter[str], missed: tuple[str, ...]) -> Faces:
+    counts = Counter(identity for identity in kept.identities if identity is not None)
     names = tuple(name for name, count in counts.items() if count > 1)
     index = {name: i for i, name in enumerate(names)}
     if single := len(counts) - len(names):
-        integrity.skipped["label of an identity with one face"] = single
+        skipped["label of an identity with one face"] = single
+    images = kept.images()
+    warning = colour_warning(images)
     return Faces(
-        images=np.stack([image for _, image, _ in kept]),
-        landmarks=np.stack([landmarks for _, _, landmarks in kept]),
+        images=images,
+        landmarks=np.array(kept.landmarks, dtype=np.float32).reshape(-1, 5, 2),
         identities=np.array(
-            [-1 if record.identity is None else index.get(record.identity, -1) for record, _, _ in kept],
-            dtype=np.int64,
+            [-1 if identity is None else index.get(identity, -1) for identity in kept.identities], dtype=np.int64
         ),
         names=names,
-        keys=tuple(record.key for record, _, _ in kept),
+        keys=tuple(kept.keys),
         source=spec,
         licence=licence,
-        integrity=integrity,
+        integrity=Integrity(read, skipped, missed, () if warning is None else (warning,)),
     )

@@ -1,5 +1,6 @@
 """webdataset tar shards: `KEY.jpg|png|webp` beside `KEY.json` with `identity` (or null) and `landmarks`."""
 
+import io
 import json
 import lzma
 import tarfile
@@ -11,7 +12,7 @@ import numpy as np
 
 from faces.errors import UserError
 from faces.sources.folder import SUFFIXES
-from faces.sources.record import Record
+from faces.sources.record import Place, Record, stamp
 
 _MOST_BYTES = 1 << 28
 """A member larger than that is no face: a sparse one of some bytes may claim terabytes."""
@@ -35,7 +36,10 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
-    name, parts = "", dict[str, bytes]()
+    name, parts, places = "", dict[str, bytes](), dict[str, Place]()
+    # A compressed archive has no place at which an image could be read again.
+    plain = archive.fileobj if isinstance(archive.fileobj, io.BufferedReader) else None
+    known = None if plain is None else stamp(plain)
     for member in archive:
         key, _, kind = member.name.rpartition(".")
         suffix = "." + kind.lower()
@@ -44,17 +48,19 @@ def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
         if member.size > _MOST_BYTES:
             raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
         if key != name and parts:
-            yield _record(path, name, parts)
-            parts = {}
+            yield _record(path, name, parts, places)
+            parts, places = {}, {}
         file = archive.extractfile(member)
         assert file is not None, "a regular member always has a file"
         name, parts[suffix] = key, file.read()
+        if known is not None and not member.issparse():
+            places[suffix] = Place(path, known, member.offset_data, member.size)
     if parts:
-        yield _record(path, name, parts)
+        yield _record(path, name, parts, places)
 
 
-def _record(path: Path, key: str, parts: dict[str, bytes]) -> Record:
-    image = next((data for suffix, data in parts.items() if suffix in SUFFIXES), b"")
+def _record(path: Path, key: str, parts: dict[str, bytes], places: dict[str, Place]) -> Record:
+    suffix = next((suffix for suffix in parts if suffix in SUFFIXES), "")
     try:
         note = json.loads(parts.get(".json", b"{}"))
         identity, points = note.get("identity"), note.get("landmarks")
@@ -63,4 +69,10 @@ def _record(path: Path, key: str, parts: dict[str, bytes]) -> Record:
         landmarks = None if points is None else np.asarray(points, dtype=np.float64).reshape(5, 2)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         raise UserError(f"{path}: {key}.json is not a face's note ({problem})") from None
-    return Record(f"{path.stem}/{key}", image, None if identity is None else str(identity), landmarks)
+    return Record(
+        f"{path.stem}/{key}",
+        parts.get(suffix, b""),
+        None if identity is None else str(identity),
+        landmarks,
+        place=places.get(suffix),
+    )
