@@ -1,0 +1,31 @@
+"""Center loss: features are drawn to the mean of their identity."""
+
+import torch
+from torch import Tensor, nn
+
+
+class CenterLoss(nn.Module):
+    """Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", 2016, equations 2-4.
+
+    `forward(features (B, D), labels (B,))` gives |feature - centre|^2 / 2, (B,), by the centres as they were;
+    then, in training mode, each centre of the batch moves towards its n features by rate * sum(feature -
+    centre) / (1 + n). Centres are buffers without gradient and start at 0. On several processes, call it with
+    gathered features: the centres then stay the same everywhere. The paper weighs it .003 beside softmax.
+    """
+
+    centres: Tensor
+
+    def __init__(self, embedding_dim: int, classes: int, rate: float = 0.5) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("centres", torch.zeros(classes, embedding_dim))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        features = features.to(self.centres.dtype)
+        apart = features - self.centres[labels]
+        if self.training:
+            with torch.no_grad():
+                moves = torch.zeros_like(self.centres).index_add_(0, labels, apart.detach())
+                counts = torch.bincount(labels, minlength=len(self.centres)).to(moves)
+                self.centres += self.rate * moves / (1 + counts[:, None])
+        return apart.square().sum(1) / 2
