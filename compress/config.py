@@ -14,6 +14,8 @@ from pydantic.dataclasses import dataclass
 from faces.degrade import Degradation
 from faces.errors import UserError
 from students.train import Recipe
+from teachers.registry import default_method
+from teachers.settings import DEFAULTS, Finetune
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -39,13 +41,16 @@ class Data:
 
 @dataclass(frozen=True, config=_STRICT)
 class Teacher:
-    """weights: a file or `hub`; method: how it is adapted to low resolution; views: forward passes that a
-    bootstrap may spend on the public faces."""
+    """weights: a file or `hub`; finetune: how it is adapted to low resolution (`teachers/settings.py`; its method is
+    --teacher-method); views: forward passes that a bootstrap may spend on the public faces; checks: times that the
+    fine-tuning measures its accuracy by resolution on `check_pairs` test pairs."""
 
     name: str = "swin_b"
     weights: str | None = None
-    method: Literal["none"] = "none"
+    finetune: Finetune = field(default_factory=Finetune)
     views: Annotated[int, Field(ge=10, le=3000)] = 1200
+    checks: Annotated[int, Field(ge=0)] = 2
+    check_pairs: Annotated[int, Field(ge=20)] = 100
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -131,8 +136,8 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The embedded ORL faces: minutes on two cores.
-    "quick": {},
+    # The embedded ORL faces: minutes on two cores, also where --teacher-method asks for a handful of steps.
+    "quick": {"teacher": {"finetune": {"steps": 20, "batch": 16, "quality_steps": 60}}},
     # The user's own faces: more samples, larger batches.
     "standard": {"data": {"virtual": 0}, "distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
     # Section III-D and IV of the paper: SGD at .001, batch 256, 16 fixed versions a face, squared regression,
@@ -175,6 +180,7 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
             raise UserError(f"--set takes key=value, got {setting!r}")
         _put(merged, key.strip(), _parse(text.strip()))
     _check_keys(merged)
+    _complete_finetune(merged)
     if merged["preset"] != preset:
         raise UserError(f"the preset is chosen with --preset {merged['preset']}, not in a file or with --set")
     try:
@@ -183,6 +189,16 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def _complete_finetune(merged: dict[str, Any]) -> None:
+    """Fill in the method's own settings below what was given; the default method depends on preset and teacher."""
+    teacher = merged.setdefault("teacher", {})
+    given = teacher.setdefault("finetune", {})
+    if "method" not in given:
+        quick = merged["preset"] == "quick"
+        given["method"] = "none" if quick else default_method(teacher.get("name", Teacher.name))
+    teacher["finetune"] = {**DEFAULTS.get(given["method"], {}), **given}
 
 
 def as_dict(config: Any) -> dict[str, Any]:

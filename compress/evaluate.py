@@ -15,9 +15,7 @@ from compress.distill import REFERENCE_STUDENT, load_student
 from compress.run import Run, cores, threads
 from export.stage import reference_embeddings
 from faces import verification
-from faces.align import crop
 from faces.dataset import Faces
-from faces.degrade import reduce
 from faces.verification import FARS, Pairs, Roc
 
 Embed = Callable[[int | None], np.ndarray]
@@ -44,8 +42,7 @@ def run(run: Run) -> dict[str, Any]:
     sizes = tuple(sorted({*how.px, input_px}, reverse=True))
     levels = (None, *sizes)
     with run.progress(f"{teacher.name} on unseen people", len(test) * len(levels)) as advance, threads(cores()):
-        chips = crop(test.images, test.landmarks, teacher.template, teacher.input_px)
-        embeddings = {px: teacher.embed(reduce(chips, px, teacher.input_px), progress=advance) for px in levels}
+        embeddings = {px: teacher.embed_faces(test, px, progress=advance) for px in levels}
     rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, sizes))
     rows += protocol_rows("student", embed_student, "cosine", test, pairs, sizes)
     if run.config.distill.mode in ("s", "sc"):

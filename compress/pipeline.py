@@ -13,13 +13,14 @@ from compress.run import Run, Stage
 from faces.cli import run_cli
 from students.registry import list_students
 from teachers.registry import list_teachers
+from teachers.settings import DEFAULTS as METHODS
 
 # Name, work, settings, the stages it reads, the sources it depends on besides those stages'.
 DATA = Stage(
     "data", data.run, data.settings, (),
-    ("faces/dataset.py", "faces/align.py", "faces/sources", "compress/data.py"),
+    ("faces/dataset.py", "faces/align.py", "faces/sources", "faces/store.py", "compress/data.py"),
 )  # fmt: skip
-TEACHER = Stage("teacher", teach.run, teach.settings, (DATA,), ("teachers", "compress/teach.py"))
+TEACHER = Stage("teacher", teach.run, teach.settings, (DATA,), ("teachers", "faces/quality.py", "compress/teach.py", "compress/tune.py"))
 ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
 DISTILL = Stage(
     "distill", distill.run, distill.settings, (ADAPT,),
@@ -54,7 +55,12 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     help="Public faces: `orl`, a folder with one folder a person, a .tar shard or a folder of shards. Repeats.",
 )
 @click.option("--val", metavar="SPEC", help="Test people of your own instead of a quarter of the public ones.")
-@click.option("--teacher-method", metavar="METHOD", help="How the teacher is adapted to low resolution: none.")
+@click.option(
+    "--teacher-method",
+    type=click.Choice(list(METHODS)),
+    help="How the teacher is adapted to low resolution. Default: none in quick, else petalface for transformers, "
+    "octuplet for convolutional teachers.",
+)
 @click.option("--teacher-weights", metavar="FILE|hub", help="safetensors or torch file, or `hub` to download.")
 @click.option("--student-weights", metavar="FILE", help="Start the student from this safetensors file.")
 @click.option(
@@ -104,7 +110,7 @@ def main(
         "data.public": list(specs) or None,
         "data.val": val,
         "teacher.name": teacher,
-        "teacher.method": teacher_method,
+        "teacher.finetune.method": teacher_method,
         "teacher.weights": teacher_weights,
         "distill.student": student,
         "distill.weights": student_weights,

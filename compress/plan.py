@@ -20,9 +20,10 @@ from faces.sources import recognise
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
 from students.train import Examples, Recipe, train_student
-from teachers.backbones.bootstrap import is_bootstrap
 from teachers.bootstrap import view_count
-from teachers.registry import Teacher, create_teacher, known_teacher
+from teachers.ensemble import Ensemble
+from teachers.registry import create_teacher, is_stand_in, weight_files
+from teachers.teacher import Teacher
 
 _STEPS = 8
 # The wall time of the stages that do not grow with the data: export of two files, their timing, the report.
@@ -44,7 +45,7 @@ def choose(stages: Sequence[Stage], names: str | None) -> list[Stage]:
 
 def check(config: Config) -> None:
     """UserError for what can be known to be wrong before any work is done."""
-    known_teacher(config.teacher.name)
+    weights = weight_files(config.teacher.name, config.teacher.weights)
     create_student(config.distill.student)
     for spec in (*config.data.public, *filter(None, [config.data.val])):
         # The first record only: an empty folder has none, and its reader says so.
@@ -53,11 +54,11 @@ def check(config: Config) -> None:
         if file is not None and not Path(file).is_file():
             raise UserError(f"no file {file}")
     start_student(config.distill, config.seed)
-    weights = config.teacher.weights
-    if weights is not None:
-        if weights != "hub" and not Path(weights).is_file():
-            raise UserError(f"no weights file {weights}; give an existing file, or `hub` to download")
-        create_teacher(config.teacher.name, weights)
+    for path in weights:
+        if not path.is_file():
+            raise UserError(f"no weights file {path}; give an existing file, or `hub` to download")
+    if config.teacher.weights is not None or not is_stand_in(config.teacher.name):
+        create_teacher(config.teacher.name, config.teacher.weights)
     try:
         # .item() fails where a device has no memory ("meta").
         torch.zeros(1, device=config.device).item()
@@ -71,8 +72,7 @@ def check(config: Config) -> None:
 def note(config: Config) -> str | None:
     """What whoever starts the run must know before anything else; None where there is nothing."""
     name = config.teacher.name
-    given = config.teacher.weights
-    if known_teacher(name).packaged if given is None else given == "hub" or not is_bootstrap(Path(given)):
+    if not is_stand_in(name, config.teacher.weights):
         return None
     return (
         f"note       no trained weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in, "
@@ -129,8 +129,12 @@ def _measured(config: Config, count: int) -> dict[str, float]:
 _DETECT = 0.012
 
 
-def _seconds_a_face(teacher: Teacher, batch: int = 16) -> float:
-    images = torch.zeros(batch, 3, teacher.input_px, teacher.input_px, device=next(teacher.parameters()).device)
+def _seconds_a_face(teacher: Teacher | Ensemble, batch: int = 16) -> float:
+    return sum(_seconds_a_crop(one, batch) for one in teacher.members)
+
+
+def _seconds_a_crop(teacher: Teacher, batch: int) -> float:
+    images = torch.zeros(batch, 3, teacher.input_px, teacher.input_px, device=teacher.device)
     forward = getattr(teacher.backbone, "features", teacher.backbone) if teacher.bootstrap else teacher
     with torch.inference_mode(), threads(cores()):
         forward(images)

@@ -24,7 +24,6 @@ from compress.evaluate import test_pairs
 from compress.plan import check
 from compress.run import ROOT, cores, threads
 from export.stage import reference_embeddings
-from faces.align import crop
 from faces.cli import run_cli
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
 from faces.files import fingerprint, write_json, write_text
@@ -32,7 +31,9 @@ from faces.sources import open_faces
 from faces.verification import correct_by_fold, similarity
 from students.train import train_student
 from teachers.bootstrap import fit_bootstrap
-from teachers.registry import Teacher, create_teacher
+from teachers.ensemble import Ensemble
+from teachers.registry import create_single, create_teacher
+from teachers.teacher import Teacher
 
 ROWS = {
     "sc relational": {"mode": "sc", "loss": "relational"},
@@ -131,9 +132,9 @@ class _Split:
         real, self.test, self.seed = faces.subset(train), faces.subset(test), seed
         self.train = add_virtual_faces(real, config.data.virtual, seed)
         self.teacher = create_teacher(config.teacher.name, config.teacher.weights)
-        if self.teacher.bootstrap:
+        if isinstance(self.teacher, Teacher) and self.teacher.bootstrap:
             cache = out / "bootstrap" / str(seed)
-            reference = create_teacher("dlib_resnet")
+            reference = create_single("dlib_resnet")
             with threads(cores()):
                 fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
         self.config = config
@@ -170,9 +171,9 @@ class _Split:
         return {"protocol": protocol, "accuracy": float(np.mean(draws)), "draws": draws}
 
 
-def _features(teacher: Teacher, faces: Faces) -> np.ndarray:
+def _features(teacher: Teacher | Ensemble, faces: Faces) -> np.ndarray:
     with threads(cores()):
-        return teacher.embed(crop(faces.images, faces.landmarks, teacher.template, teacher.input_px))
+        return teacher.embed_faces(faces)
 
 
 def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) -> None:

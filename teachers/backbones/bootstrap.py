@@ -25,6 +25,8 @@ class Bootstrap(Backbone):
     linear layer is fitted.
     """
 
+    lora_targets = {"twin": r"attn\.qkv$", "single": r"^head$"}
+
     def __init__(self, seed: int = 0, **options: Any) -> None:
         super().__init__()
         self.seed, self.options = seed, options

@@ -46,12 +46,15 @@ class DlibResNet(Backbone):
 
     The affine layers and the input's mean and scale are folded into the convolutions when a file is read
     (exact: the first convolution has no padding), so the module is convolutions, pools and additions only.
-    `blocks` shortens the network for tests; a `.dat` file fits the default only.
+    `blocks` shortens the network for tests; a `.dat` file fits the default only. Adapters go to every 3x3
+    convolution of the last two stages.
     """
 
     def __init__(self, blocks: list[tuple[int, bool]] = BLOCKS) -> None:
         super().__init__()
         self.input_px, self.embedding_dim = 150, 128
+        last = [str(i) for i, (width, _) in enumerate(blocks) if width >= blocks[-1][0] // 2]
+        self.lora_targets = {"twin": rf"^blocks\.({'|'.join(last)})\.conv[12]$", "single": "^$"}
         self.stem = nn.Conv2d(3, 32, 7, 2)
         widths = [32, *(width for width, _ in blocks)]
         self.blocks = nn.Sequential(

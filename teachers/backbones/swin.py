@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachers.backbones import Backbone
+from teachers.lora import OFFICIAL_TARGETS
 
 
 def _relative_positions(window: int) -> Tensor:
@@ -132,6 +133,8 @@ class Swin(Backbone):
     stage but the last halves the side. With `projection=False` there is no last layer, only `features`.
     Raises ValueError where the windows do not tile a stage.
     """
+
+    lora_targets = OFFICIAL_TARGETS
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ def test_an_attached_adapter_changes_nothing_before_training() -> None:
 def test_the_twin_formula_against_a_naive_loop_in_float64() -> None:
     torch.manual_seed(3)
     images, windows, tokens, inputs, outputs, rank = 3, 4, 5, 6, 7, 2
-    layer = lora.TwinLoRALinear(nn.Linear(inputs, outputs).double(), rank).eval()
+    layer = lora.adapt(nn.Linear(inputs, outputs).double(), rank, twin=True).eval()
     scramble(layer)
     alpha = torch.tensor([0.0, 0.3, 1.0])
     x = torch.randn(images * windows, tokens, inputs, dtype=torch.float64)
@@ -119,5 +119,5 @@ def test_attach_keeps_the_frozen_weights_and_the_mode() -> None:
     assert last.adapter.dropout.training
     with pytest.raises(ValueError, match="adapted already"):
         lora.attach(network, 2)
-    with pytest.raises(ValueError, match="no linear layer"):
+    with pytest.raises(ValueError, match="no layer matches"):
         lora.attach(nn.Sequential(nn.Linear(2, 2)), 2)

@@ -1,0 +1,71 @@
+"""The papers' tables on data that the user has: `python -m benchmarks.accuracy --help`."""
+
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import teacher_plots
+from benchmarks.teacher_rows import TABLES
+from benchmarks.teacher_runs import Bench
+from benchmarks.teacher_tables import markdown, summarise
+from faces.cli import run_cli
+from faces.files import write_json, write_text
+from teachers.finetune import progress_bar
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Accuracy tables: each row is run once, kept, and read from then on."""
+
+
+@main.command()
+@click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
+@click.option("--val", "vals", multiple=True, required=True, nargs=2, metavar="SPEC PAIRS.csv",
+              help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
+@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Only these seeds. Repeats.")
+@click.option("--read-only", is_flag=True, help="Run nothing: write the tables of what was run.")
+@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Times the steps.")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teachers"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/teachers"), show_default=True)
+@run_cli
+def teachers(
+    specs: tuple[str, ...], vals: tuple[tuple[str, str], ...], tables: tuple[str, ...], rows: tuple[str, ...],
+    seeds: tuple[int, ...], read_only: bool, scale: float, folder: Path, out: Path,
+) -> None:  # fmt: skip
+    """Fine-tune teachers as the papers' tables do and measure them on fixed pairs.
+
+    Rows are kept in FOLDER as they end and are read from there next time, so a stopped table continues; several
+    processes may work on different rows. A row that was not run says so in the table. Writes OUT/TABLE.json,
+    OUT/TABLE.md and the figures.
+    """
+    bench = Bench(specs, vals, folder, scale)
+    console = Console(stderr=True)
+    torch.set_num_threads(1)
+    for name in tables or tuple(TABLES):
+        table = TABLES[name]
+        work = [
+            (row, seed)
+            for seed in range(max(row.seeds for row in table.rows))
+            for row in table.rows
+            if seed < row.seeds and (not rows or row.name in rows) and (not seeds or seed in seeds)
+        ]
+        for row, seed in () if read_only else work:
+            if bench.read(row, seed) is None:
+                console.print(f"{name}: {row.name}, seed {seed}", highlight=False)
+                with progress_bar(console, bench.settings(row)["steps"]) as advance:
+                    bench.run(row, seed, advance)
+        summary = summarise(bench, table)
+        text = markdown(summary, [part.name for part in bench.parts])
+        write_json(out / f"{name}.json", summary)
+        write_text(out / f"{name}.md", text)
+        teacher_plots.draw(bench, name, table, out)
+        Console().print(Markdown(text))
+
+
+if __name__ == "__main__":
+    main()

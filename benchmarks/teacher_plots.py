@@ -1,0 +1,69 @@
+"""Figures beside the teachers' tables: ROC across resolutions, and similarities of genuine and impostor pairs."""
+
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.teacher_rows import Row, Table
+from benchmarks.teacher_runs import Bench
+from benchmarks.teacher_tables import roc_of
+from faces.files import whole
+
+_ROC = {"octuplet": ("none", "octuplet")}
+_SIMILARITY = {"qgface": ("baseline", "E: qgface")}
+_LEVELS = ("full", "cross@28", "cross@14", "cross@7")
+
+
+def draw(bench: Bench, name: str, table: Table, out: Path) -> None:
+    """The figures of a table whose rows were run with seed 0; SVG files in `out`."""
+    there = {row.name: row for row in table.rows if bench.read(row, 0)}
+    for kind, wanted in ((_roc, _ROC.get(name)), (_similarity, _SIMILARITY.get(name))):
+        if wanted and all(one in there for one in wanted):
+            kind(bench, [there[one] for one in wanted], out / f"{name}-{kind.__name__[1:]}.svg")
+
+
+def _roc(bench: Bench, rows: list[Row], path: Path) -> None:
+    """Octuplet paper, Figure 2: dashed before, solid after; a dot at the equal error rate."""
+    figure, axes = _panels(len(bench.parts), 1)
+    for place, part in zip(axes[0], bench.parts, strict=True):
+        for row, dashes in zip(rows, ("--", "-"), strict=True):
+            scores = bench.scores(row, 0)
+            for i, level in enumerate(_LEVELS):
+                roc = roc_of(scores[f"{part.name}/{level}"], part)
+                fmr, tmr = roc.curve()
+                place.plot(fmr, tmr, dashes, color=f"C{i}", linewidth=1.3,
+                           label=f"{level}, {row.name} (EER {100 * roc.eer():.1f}%)")  # fmt: skip
+                place.plot(roc.eer(), 1 - roc.eer(), ".", color=f"C{i}")
+        place.set(xscale="log", xlabel="false match rate", ylabel="true match rate", title=part.name, ylim=(0, 1.01))
+        place.legend(fontsize=6.5, frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def _similarity(bench: Bench, rows: list[Row], path: Path) -> None:
+    """QGFace, Figure 5: the scores of genuine and impostor pairs; the gap of their means in each title."""
+    levels = ("full", "cross@14", "cross@7")
+    figure, axes = _panels(len(levels), len(rows))
+    part = bench.parts[-1]
+    for line, row in zip(axes, rows, strict=True):
+        scores = bench.scores(row, 0)
+        for place, level in zip(line, levels, strict=True):
+            values = scores[f"{part.name}/{level}"]
+            for same, word in ((True, "genuine"), (False, "impostor")):
+                place.hist(values[part.pairs.same == same], 60, alpha=0.6, label=word, density=True)
+            gap = values[part.pairs.same].mean() - values[~part.pairs.same].mean()
+            place.set(title=f"{row.name}, {level}: gap {gap:.2f}", xlabel="similarity")
+            place.legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def _panels(columns: int, lines: int) -> tuple[Figure, np.ndarray]:
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
+        return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with matplotlib.style.context(["default", {"svg.hashsalt": "bridgeface"}]), whole(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -1,0 +1,132 @@
+"""The rows of the teachers' tables: what each paper compares, in settings of this project."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training: a method and what differs from its settings. seeds: how many it is run with; same: measured at
+    the same resolution too."""
+
+    name: str
+    method: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    teacher: str = "dlib_resnet"
+    weights: str | None = None
+    seeds: int = 1
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    about: str
+    rows: tuple[Row, ...]
+    baseline: str | None = "none"
+    """The row that the others are compared with, pair by pair."""
+
+
+OCTUPLET = {"steps": 230, "batch": 48, "lr": 5e-5, "triplet_margin": 0.2}
+_SHORT = OCTUPLET | {"steps": 60}
+_TERMS = (
+    ("hhh",), ("hll",), ("lhh",), ("lll",), ("hhh", "hll"), ("hhh", "lhh"), ("hhh", "lll"), ("hll", "lhh"),
+    ("hhh", "hll", "lhh"), ("hhh", "hll", "lll"), ("hhh", "lhh", "lll"), ("hll", "lhh", "lll"),
+)  # fmt: skip
+ADAPT = {"steps": 120, "batch": 64}
+_SCRATCH: dict[str, Any] = {
+    "steps": 150, "batch": 64, "optimiser": "sgd", "lr": 0.1, "weight_decay": 5e-4, "head_from": "random",
+    "train_batch_norm": True, "clip": 5.0,
+}  # fmt: skip
+
+
+def _qgface(name: str, **changes: Any) -> Row:
+    return Row(name, "qgface", _SCRATCH | changes, teacher="mobilefacenet", weights="random")
+
+
+_NONE = Row("none", "none")
+TABLES: dict[str, Table] = {
+    "octuplet": Table(
+        "Octuplet loss against the teacher as it is and against its first term alone",
+        "Knoche et al. 2023, Tables 1, 2 and 4",
+        (
+            Row("none", "none", same=True),
+            Row("octuplet", "octuplet", OCTUPLET, seeds=3, same=True),
+            Row("hhh", "octuplet", OCTUPLET | {"terms": ("hhh",)}, seeds=3),
+            Row("half", "full", ADAPT | {"low_share": 0.5, "low_px": (7.0, 28.0), "head": "arcface"}),
+        ),
+    ),
+    "terms": Table(
+        "The twelve subsets of the four terms, and all of them",
+        "Knoche et al. 2023, Table 4, upper part",
+        tuple(Row("+".join(terms), "octuplet", _SHORT | {"terms": terms}) for terms in _TERMS)
+        + (Row("hhh+hll+lhh+lll", "octuplet", _SHORT),),
+        "hhh+hll+lhh+lll",
+    ),
+    "distance": Table(
+        "Distance and feature normalisation",
+        "Knoche et al. 2023, Table 4, lower part; each margin scaled to its distance",
+        tuple(
+            Row(f"{distance}{', normalised' if normalise else ''}", "octuplet",
+                _SHORT | {"distance": distance, "normalise": normalise, "triplet_margin": None})
+            for distance, normalise in (("euclidean", False), ("squared", False), ("cosine", False),
+                                        ("euclidean", True), ("squared", True))
+        ),
+        "euclidean",
+    ),  # fmt: skip
+    "margin": Table(
+        "Margin against batch, equal samples",
+        "Knoche et al. 2023, Figure 4",
+        tuple(
+            Row(f"margin {margin}, batch {batch}", "octuplet",
+                _SHORT | {"triplet_margin": margin, "batch": batch, "steps": 60 * 48 // batch})
+            for batch in (24, 48, 96) for margin in (0.1, 0.2, 0.4)
+        ),
+        "margin 0.2, batch 48",
+    ),  # fmt: skip
+    "petalface": Table(
+        "Full fine-tuning, single LoRA and PETALface",
+        "Narayan et al. 2024",
+        (
+            _NONE,
+            Row("full", "full", ADAPT, seeds=3),
+            Row("lora", "lora", ADAPT, seeds=3),
+            Row("petalface", "petalface", ADAPT, seeds=3),
+        ),
+    ),
+    "qgface": Table(
+        "Augmentation, quality partition and contrastive learning, from scratch",
+        "QGFace, Table I",
+        (
+            _qgface("baseline", augmentation="none", partition=False, both_views=False),
+            _qgface("A: adaface augmentation", augmentation="adaface", partition=False, both_views=False),
+            _qgface("B: A + partition", augmentation="adaface", both_views=False),
+            _qgface("C: B + contrastive", augmentation="adaface"),
+            _qgface("D: our augmentation", partition=False, both_views=False),
+            _qgface("E: qgface"),
+        ),
+        "baseline",
+    ),
+    "queue": Table(
+        "The pool of negatives",
+        "QGFace, Table II",
+        (
+            _qgface("no contrastive loss", contrastive="none"),
+            _qgface("batch", contrastive="batch"),
+            _qgface("momentum", contrastive="momentum"),
+            _qgface("E: qgface"),
+        ),
+        "E: qgface",
+    ),
+    "threshold": Table(
+        "The threshold of the quality partition",
+        "QGFace, Table III",
+        (
+            _qgface("no partition", partition=False),
+            _qgface("0.1", gate=0.1),
+            _qgface("E: qgface"),
+            _qgface("0.3", gate=0.3),
+        ),
+        "E: qgface",
+    ),
+}  # fmt: skip

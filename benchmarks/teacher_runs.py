@@ -1,0 +1,139 @@
+"""One row of a teachers' table: train, embed the fixed pairs, keep scores and figures; run once, then read."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.teacher_rows import Row
+from faces.dataset import Faces, concatenate
+from faces.errors import UserError
+from faces.files import fingerprint, lock, whole, write_json
+from faces.sources import open_faces
+from faces.verification import Pairs, read_pairs
+from teachers.evaluate import pair_scores
+from teachers.fabric import create_fabric
+from teachers.finetune import TUNED, finetune_teacher
+from teachers.registry import create_single
+from teachers.settings import finetune_settings
+from teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Part:
+    """A validation part: its faces and its fixed pairs."""
+
+    name: str
+    faces: Faces
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every row of a study shares. parts: (name, faces, pairs file); folder: where rows are kept."""
+
+    specs: tuple[str, ...]
+    vals: tuple[tuple[str, str], ...]
+    folder: Path
+    scale: float = 1.0
+    """Times the steps of every row: below 1 for a quick look."""
+
+    @cached_property
+    def train(self) -> Faces:
+        return concatenate([open_faces(spec) for spec in self.specs])
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        found = []
+        for spec, pairs in self.vals:
+            faces = open_faces(spec)
+            found.append(Part(Path(spec).stem, faces, read_pairs(Path(pairs), faces.keys)))
+        return tuple(found)
+
+    def settings(self, row: Row) -> dict[str, Any]:
+        changes = dict(row.changes)
+        if row.method != "none":
+            changes["steps"] = max(1, round(changes["steps"] * self.scale))
+        return asdict(finetune_settings(row.method, **changes))
+
+    def file(self, row: Row, seed: int) -> Path:
+        """The row's JSON; its scores are beside it (.npz), its teacher in the folder of the same name."""
+        made = [row.teacher, row.weights, self.settings(row), seed if row.method != "none" else 0, row.same]
+        key = fingerprint([made, self.specs, self.vals])
+        word = "".join(c if c.isalnum() else "-" for c in row.name)
+        return self.folder / f"{word}-{seed}-{key}.json"
+
+    def read(self, row: Row, seed: int) -> dict[str, Any] | None:
+        """What `run` measured; None where the row was not run."""
+        file = self.file(row, seed)
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def scores(self, row: Row, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Scores (P,) by `part/protocol` of a row that was run."""
+        with np.load(self.file(row, seed).with_suffix(".npz"), allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+
+    def run(self, row: Row, seed: int, progress: Callable[[int, str], None] | None = None) -> dict[str, Any]:
+        """Train and measure unless it was done before. UserError where another process works on this row."""
+        if (found := self.read(row, seed)) is not None:
+            return found
+        file = self.file(row, seed)
+        folder = file.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder):
+            return self._run(row, seed, file, folder, progress)
+
+    def _run(
+        self, row: Row, seed: int, file: Path, folder: Path, progress: Callable[[int, str], None] | None
+    ) -> dict[str, Any]:
+        settings = self.settings(row)
+        how = finetune_settings(**settings)
+        teacher = create_single(row.teacher, row.weights, seed=seed)
+        began, facts = time.process_time(), dict[str, Any]()
+        if row.method != "none":
+            fabric = create_fabric(folder=folder)
+            curve = finetune_teacher(
+                teacher, self.train, how, seed, folder, fabric, base=row.weights, progress=progress
+            )  # fmt: skip
+            facts["curve"] = curve[:: max(1, len(curve) // 20)]
+            trained = sum(p.numel() for p in teacher.backbone.parameters() if p.requires_grad)
+            facts["trained_share"] = trained / sum(p.numel() for p in teacher.backbone.parameters())
+        facts["train_cpu_seconds"] = round(time.process_time() - began, 1)
+        teacher.eval()
+        scores = self._scores(teacher, row)
+        with whole(file.with_suffix(".npz")) as temporary:
+            np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
+        if teacher.alpha is not None:
+            facts["alpha"] = teacher.alpha.describe()  # type: ignore[operator]
+        found = {
+            "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
+            "settings": settings, "metric": teacher.metric, "torch": torch.__version__,
+            "cpu_seconds": round(time.process_time() - began, 1), **facts,
+        }  # fmt: skip
+        write_json(file, found)
+        for left in (*folder.glob("step-*"), folder / "csv", folder / "tensorboard"):
+            if left.is_dir():
+                shutil.rmtree(left)
+        return found
+
+    def _scores(self, teacher: Teacher, row: Row) -> dict[str, NDArray[np.float32]]:
+        return {
+            f"{part.name}/{protocol}": values
+            for part in self.parts
+            for protocol, values in pair_scores(teacher, part.faces, part.pairs, same=row.same).items()
+        }
+
+    def tuned(self, row: Row, seed: int) -> Path:
+        """The fine-tuned teacher of a row that was run; UserError where it was not."""
+        file = self.file(row, seed).with_suffix("") / TUNED
+        if not file.is_file():
+            raise UserError(f"row {row.name}, seed {seed} was not run in {self.folder}: run its table first")
+        return file

@@ -1,0 +1,131 @@
+"""The teachers' tables as JSON and Markdown: accuracy by resolution with intervals, paired with a baseline row."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.teacher_rows import Row, Table
+from benchmarks.teacher_runs import Bench, Part
+from faces.verification import Roc, bootstrap_interval, correct_by_fold
+from teachers.evaluate import CROSS_PX, protocol_name
+
+CROSS = [protocol_name(px) for px in CROSS_PX]
+
+
+def summarise(bench: Bench, table: Table) -> dict[str, Any]:
+    """Every row of the table: run or not, and by part its accuracies, mean and difference from the baseline."""
+    right = {row.name: _correct(bench, row) for row in table.rows}
+    rows = [_entry(bench, row, right, table.baseline) for row in table.rows]
+    return {"title": table.title, "about": table.about, "baseline": table.baseline, "rows": rows}
+
+
+def _correct(bench: Bench, row: Row) -> dict[str, NDArray[np.float64]]:
+    """Share of the seeds that get each pair right, (P,), by `part/protocol`; empty where no seed was run."""
+    seeds = [seed for seed in range(row.seeds) if bench.read(row, seed)]
+    found: dict[str, list[NDArray[np.bool_]]] = {}
+    for seed in seeds:
+        scores = bench.scores(row, seed)
+        for part in bench.parts:
+            for name, values in scores.items():
+                if name.startswith(part.name + "/"):
+                    found.setdefault(name, []).append(correct_by_fold(values, part.pairs))
+    return {name: np.mean(values, axis=0) for name, values in found.items()}
+
+
+def _entry(
+    bench: Bench, row: Row, right: dict[str, dict[str, NDArray[np.float64]]], baseline: str | None
+) -> dict[str, Any]:
+    runs = [found for seed in range(row.seeds) if (found := bench.read(row, seed))]
+    entry: dict[str, Any] = {"row": row.name, "method": row.method, "seeds_run": len(runs), "seeds_asked": row.seeds}
+    if not runs:
+        return entry | {"settings": bench.settings(row)}
+    entry |= {key: runs[0][key] for key in ("settings", "metric", "trained_share", "alpha") if key in runs[0]}
+    entry["cpu_seconds"] = [one["cpu_seconds"] for one in runs]
+    entry["parts"] = {}
+    for part in bench.parts:
+        mine = {name.partition("/")[2]: v for name, v in right[row.name].items() if name.startswith(part.name + "/")}
+        seeds = [_seed_mean(bench, row, seed, part) for seed in range(row.seeds) if bench.read(row, seed)]
+        told = {name: _interval(values, part) for name, values in mine.items()}
+        told["mean"] = _interval(np.mean([mine[name] for name in CROSS], axis=0), part)
+        told["mean"]["by_seed"] = seeds
+        if bench.read(row, 0):
+            scores = bench.scores(row, 0)
+            for name in mine:
+                told[name]["eer_seed0"] = 100 * roc_of(scores[f"{part.name}/{name}"], part).eer()
+        other = right.get(baseline or "", {})
+        if other and row.name != baseline:
+            told["against_baseline"] = _against(mine, other, part)
+        entry["parts"][part.name] = told
+    return entry
+
+
+def roc_of(scores: NDArray[np.float32], part: Part) -> Roc:
+    """The ROC of a part's fixed pairs."""
+    return Roc(np.sort(scores[part.pairs.same]), np.sort(scores[~part.pairs.same]))
+
+
+def _seed_mean(bench: Bench, row: Row, seed: int, part: Part) -> float:
+    scores = bench.scores(row, seed)
+    shares = [correct_by_fold(scores[f"{part.name}/{name}"], part.pairs).mean() for name in CROSS]
+    return 100 * float(np.mean(shares))
+
+
+def _interval(values: NDArray[np.float64], part: Part) -> dict[str, Any]:
+    low, high = bootstrap_interval(values, part.pairs, part.faces.identities)
+    return {"accuracy": 100 * float(values.mean()), "ci95": [100 * low, 100 * high]}
+
+
+def _against(
+    mine: dict[str, NDArray[np.float64]], other: dict[str, NDArray[np.float64]], part: Part
+) -> dict[str, dict[str, Any]]:
+    """Paired differences, percentage points: at full size and of the mean over resolutions."""
+    found = {}
+    for name, names in (("full", ["full"]), ("mean", CROSS)):
+        gap = np.mean([mine[one] - other[f"{part.name}/{one}"] for one in names], axis=0)
+        low, high = bootstrap_interval(gap, part.pairs, part.faces.identities)
+        found[name] = {"points": 100 * float(gap.mean()), "ci95": [100 * low, 100 * high]}
+    return found
+
+
+def markdown(summary: dict[str, Any], parts: list[str]) -> str:
+    """The table as Markdown, one block a validation part."""
+    lines = [f"### {summary['title']}", "", f"{summary['about']}.", ""]
+    for part in parts:
+        heads = ["row", "seeds", *CROSS, "mean", "mean, points from baseline", "full, points from baseline"]
+        lines += [f"`{part}`, accuracy in %:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        lines += ["| " + " | ".join(_cells(entry, part, summary["baseline"])) + " |" for entry in summary["rows"]]
+        lines.append("")
+    same = [entry for entry in summary["rows"] if any("same" in name for name in _told(entry, parts[0]))]
+    if same:
+        names = ["full"] + [name for name in _told(same[0], parts[0]) if name.startswith("same")]
+        lines += ["Both faces at the same resolution:", "", "| row | part | " + " | ".join(names) + " |"]
+        lines.append("|---" * (len(names) + 2) + "|")
+        for entry in same:
+            for part in parts:
+                told = _told(entry, part)
+                cells = [f"{told[name]['accuracy']:.1f}" for name in names]
+                lines.append(f"| {entry['row']} | {part} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _told(entry: dict[str, Any], part: str) -> dict[str, Any]:
+    return entry.get("parts", {}).get(part, {})
+
+
+def _cells(entry: dict[str, Any], part: str, baseline: str | None) -> list[str]:
+    told = _told(entry, part)
+    if not told:
+        return [entry["row"], "0", *["not run"] * (len(CROSS) + 3)]
+    cells = [entry["row"], str(entry["seeds_run"]), *(f"{told[name]['accuracy']:.1f}" for name in CROSS)]
+    mean = told["mean"]
+    cells.append(f"{mean['accuracy']:.2f} [{mean['ci95'][0]:.1f}, {mean['ci95'][1]:.1f}]")
+    against = told.get("against_baseline")
+    for name in ("mean", "full"):
+        if against is None:
+            cells.append("baseline" if entry["row"] == baseline else "-")
+        else:
+            gap = against[name]
+            cells.append(f"{gap['points']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]")
+    return cells

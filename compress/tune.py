@@ -1,0 +1,104 @@
+"""The teacher stage's fine-tuning: adapt the teacher to low resolution, and measure what one fixed alpha costs."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compress.data import load_parts
+from compress.run import Run, cores, threads
+from faces.align import crop
+from faces.dataset import Faces
+from faces.degrade import reduce
+from faces.errors import UserError
+from faces.files import whole
+from faces.verification import make_pairs
+from teachers import lora
+from teachers.ensemble import Ensemble
+from teachers.fabric import create_fabric
+from teachers.finetune import CURVE, TUNED, finetune_teacher, resolution_check
+from teachers.methods.base import kind_of
+from teachers.teacher import Teacher
+from teachers.tuned import apply_tuned
+
+TUNED_FILE, CURVE_FILE = "teacher.safetensors", "finetune.csv"
+_MEASURED = 128
+"""Faces on which the price of one fixed alpha is measured."""
+
+
+def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict[str, Any]:
+    """Fine-tune `teacher` in place, resumably; writes teacher.safetensors and finetune.csv; facts for the report.
+
+    UserError for a teacher that cannot be fine-tuned.
+    """
+    how = run.config.teacher.finetune
+    if isinstance(teacher, Ensemble):
+        raise UserError(
+            "an ensemble is not fine-tuned as one: fine-tune each member with python -m teachers.finetune and "
+            "give the files with --teacher-weights FILE+FILE"
+        )
+    train, test = load_parts(run)
+    # The virtual faces behind the real ones are unlabelled.
+    real = train.subset(train.labelled)
+    folder = run.path(f"work/finetune-{run.key}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / TUNED).is_file():
+        apply_tuned(teacher, folder / TUNED)
+    else:
+        pairs = make_pairs(test.identities, run.config.seed, run.config.teacher.check_pairs)
+        fabric = create_fabric(run.config.device, folder=folder)
+        with run.progress(f"fine-tune by {how.method}", how.steps) as advance, threads(cores()):
+            finetune_teacher(
+                teacher, real, how, run.config.seed, folder, fabric, base=base,
+                progress=lambda count, _: advance(count), check=resolution_check(test, pairs),
+                checks=run.config.teacher.checks,
+            )  # fmt: skip
+    for kept, name in ((TUNED, TUNED_FILE), (CURVE, CURVE_FILE)):
+        with whole(run.path(name)) as temporary:
+            shutil.copyfile(folder / kept, temporary)
+    facts: dict[str, Any] = {"steps": how.steps, "trained": _trained(teacher)}
+    if kind_of(how.method).needs_alpha:
+        with threads(cores()):
+            facts["fixed_alpha"] = price_of_one_alpha(teacher, test)
+    return facts
+
+
+def _trained(teacher: Teacher) -> int:
+    """How many parameters the fine-tuning changed: the adapters', or all."""
+    named = [(name, parameter.numel()) for name, parameter in teacher.backbone.named_parameters()]
+    adapters = sum(count for name, count in named if lora.is_adapter(name))
+    return adapters or sum(count for _, count in named)
+
+
+@torch.inference_mode()
+def price_of_one_alpha(teacher: Teacher, faces: Faces) -> dict[str, Any]:
+    """What merging the adapters at one alpha, the mean over full-size faces, costs against each image's own.
+
+    Returns that alpha, the largest difference between the merged and the unmerged network at it (rounding alone),
+    and the least and mean cosine of the merged network's embeddings to those by each image's alpha, at full size and
+    16 px.
+    """
+    assert teacher.alpha is not None
+    chosen = faces.subset(np.random.default_rng(0).permutation(len(faces))[:_MEASURED])
+    crops = crop(chosen.images, chosen.landmarks, teacher.template, teacher.input_px)
+    full = [_tensor(part) for part in np.array_split(crops, max(1, len(crops) // 32))]
+    alpha = float(torch.cat([teacher.alpha(x) for x in full]).mean())
+    merged = copy.deepcopy(teacher.backbone)
+    lora.merge(merged, alpha)
+    with lora.use_alpha(teacher.backbone, alpha):
+        apart = max(float((teacher.backbone(x) - merged(x)).abs().max()) for x in full[:1])
+    found: dict[str, Any] = {"alpha": round(alpha, 4), "merge_max_abs": apart}
+    for px in (None, 16):
+        small = [_tensor(part) for part in np.array_split(reduce(crops, px, teacher.input_px), len(full))]
+        cosine = torch.cat([F.cosine_similarity(teacher(x), merged(x)) for x in small])
+        found["full" if px is None else f"{px} px"] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
+    return found
+
+
+def _tensor(crops: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div_(255)

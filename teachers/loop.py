@@ -1,0 +1,299 @@
+"""The one loop of all fine-tuning methods, on Lightning Fabric: one CPU, one GPU, or many processes.
+
+A step depends on (seed, step) alone, and every random number of a face on (seed, epoch, face): two processes give
+the weights of one with the same global batch, and a killed run ends with those of one that was never killed.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from faces.align import crop
+from faces.dataset import Faces
+from faces.errors import UserError
+from faces.files import fingerprint
+from teachers import augment, lora
+from teachers.checkpoint import Checkpoint
+from teachers.distributed import all_sum, gather, global_batch_norm, rank, world_size
+from teachers.losses.partial_fc import PartialFC
+from teachers.methods.base import Method, create_method, kind_of
+from teachers.samplers import Stream
+from teachers.settings import Finetune
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from teachers.registry import Teacher
+
+Check = Callable[["Teacher"], dict[str, float]]
+"""Measures a teacher in evaluation mode; what it returns goes into the curve."""
+Row = dict[str, float]
+SAMPLE_FACES = 4
+"""Faces a person whose embeddings set the class weights and the triplet margin before the first step."""
+COLLAPSED = 0.1
+"""Share of the initial spread of the unit features below which a teacher tells nobody apart any more."""
+
+
+class Network(nn.Module):
+    """The backbone as the loop runs it: (N, 3, p, p) and alpha (N,) or None to (N, D)."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor, alpha: Tensor | None = None) -> Tensor:
+        with lora.use_alpha(self.backbone, lora.DEFAULT_ALPHA if alpha is None else alpha):
+            return self.backbone(x)
+
+
+def finetune(
+    teacher: "Teacher",
+    faces: Faces,
+    how: Finetune,
+    seed: int,
+    fabric: "Fabric",
+    folder: Path,
+    *,
+    progress: Callable[[int, str], None] | None = None,
+    check: Check | None = None,
+    checks: int = 4,
+    checkpoint_every: int = 25,
+    stop_after: int | None = None,
+) -> list[Row]:
+    """Fine-tune `teacher` in place on the labelled `faces`; returns the curve, about 200 rows, the loss terms in it.
+
+    Continues from the checkpoint in `folder`, where one of the same settings, seed and faces lies there; the weights
+    then are those of a run that was never stopped. `check` is called before the first step, `checks` times on the
+    way and at the end. `progress` gets (steps done, a few words). `stop_after` ends early, as a kill would, with a
+    checkpoint. UserError: too few people, a batch that the processes cannot share, a checkpoint of another run, a
+    loss that is not finite, features that collapse to one point.
+    """
+    if how.batch % world_size():
+        raise UserError(f"a batch of {how.batch} does not divide among {world_size()} processes")
+    faces = faces.subset(faces.labelled)
+    kind = kind_of(how.method)
+    kind.adapt(teacher.backbone, how)
+    torch.manual_seed(_seed(seed, 0))
+    method = create_method(how, teacher.embedding_dim, len(faces.names), teacher.backbone)
+    trainer = _Trainer(teacher, faces, how, method, seed, fabric, folder)
+    steps = min(how.steps, stop_after or how.steps)
+    every, moments = max(1, how.steps // 200), _moments(how.steps, checks if check else 0)
+    if progress:
+        progress(trainer.done, "")
+    for step in range(trainer.done, steps):
+        if check and step == 0:
+            trainer.curve.append({"step": 0, **trainer.measure(check)})
+        row = trainer.step(step)
+        if (step + 1) % every == 0 or step + 1 in moments or step == 0:
+            if check and step + 1 in moments:
+                row |= trainer.measure(check)
+            trainer.log(row)
+        if progress:
+            progress(1, f"loss {row['loss']:.3f}")
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            trainer.save(step + 1)
+    teacher.backbone.eval()
+    return trainer.curve
+
+
+class _Trainer:
+    """The state of a running fine-tuning."""
+
+    def __init__(
+        self,
+        teacher: "Teacher",
+        faces: Faces,
+        how: Finetune,
+        method: Method,
+        seed: int,
+        fabric: "Fabric",
+        folder: Path,
+    ) -> None:
+        self.teacher, self.faces, self.how, self.seed, self.fabric = teacher, faces, how, seed, fabric
+        self.method = method.to(fabric.device)
+        self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
+        key = fingerprint([asdict(how), seed, faces.keys, teacher.name, teacher.source])
+        self.checkpoint = Checkpoint(folder, key, fabric)
+        self.curve: list[Row] = []
+        self.done = 0
+        backbone = teacher.backbone.to(fabric.device)
+        if how.train_batch_norm:
+            global_batch_norm(backbone)
+        self.sample = self._sample() if not self.checkpoint.exists() else None
+        if self.sample is not None:
+            self.method.start(*self.sample)
+        self.spread = float("nan") if self.sample is None else spread(self.sample[0])
+        self.model = fabric.setup_module(Network(backbone))
+        self._freeze()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = fabric.setup_optimizers(_optimiser(trained, how))
+        own = [p for p in self.method.parameters() if p.requires_grad]
+        self.head_optimiser = _head_optimiser(own, how) if own else None
+        self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
+        self.reader = ThreadPoolExecutor(1)
+        self._restore()
+
+    def _freeze(self) -> None:
+        """Training mode, but for batch norms that stay as they are."""
+        self.model.train()
+        if not self.how.train_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """Features of the first faces of each person by the teacher as it is, and their labels."""
+        labels = self.faces.identities
+        order = np.argsort(labels, kind="stable")
+        first = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1])
+        place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+        chosen = order[place < SAMPLE_FACES]
+        if self.how.method == "octuplet" or self.how.head_from == "random":
+            chosen = np.random.default_rng([self.seed, 13]).permutation(chosen)[:512]
+        features = self.teacher.embed_faces(self.faces.subset(chosen))
+        return torch.from_numpy(features).to(self.fabric.device), torch.from_numpy(labels[chosen]).to(
+            self.fabric.device
+        )
+
+    def _restore(self) -> None:
+        own = {"method": self.method} | ({"head_optimiser": self.head_optimiser} if self.head_optimiser else {})
+        self.parts = {"model": self.model, "optimiser": self.optimiser}, own
+        restored = self.checkpoint.load(*self.parts)
+        if restored is not None:
+            self.done, self.curve, self.spread = restored["step"], restored["curve"], restored["spread"]
+
+    def save(self, step: int) -> None:
+        self.checkpoint.save(*self.parts, {"step": step, "curve": self.curve, "spread": self.spread})
+
+    def log(self, row: Row) -> None:
+        self.curve.append(row)
+        for logger in self.fabric.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+
+    def measure(self, check: Check) -> Row:
+        self.teacher.eval()
+        found = check(self.teacher)
+        self._freeze()
+        return found
+
+    def step(self, step: int) -> Row:
+        """One optimiser step; returns its row of the curve."""
+        how, rate = self.how, self.how.lr * rate_at(step, self.how)
+        for optimiser in filter(None, (self.optimiser, self.head_optimiser)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad()
+        torch.manual_seed(_seed(self.seed, 1 + step * world_size() + rank()))
+        row: Row = {"step": step + 1, "lr": rate, "loss": 0.0}
+        for micro in range(how.accumulate):
+            with self.fabric.no_backward_sync(self.model, enabled=micro < how.accumulate - 1):
+                self._backward(step * how.accumulate + micro, row)
+        self._share_head_gradients()
+        if how.clip:
+            norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=how.clip, error_if_nonfinite=False)
+            if norm is not None:
+                row["gradient"] = float(norm)
+        self.optimiser.step()
+        if self.head_optimiser:
+            self.head_optimiser.step()
+        self.method.follow(self.model.module.backbone)
+        self._healthy(row)
+        return row
+
+    def _backward(self, position: int, row: Row) -> None:
+        images, draws, labels = self._batch(position)
+        views = self.method.see(images, draws)
+        x = torch.cat(views)
+        alpha = self.alpha(x) if self.alpha is not None else None
+        features = self.model(x, alpha).float()
+        parts = list(features.split(len(images)))
+        losses = self.method(parts, labels, views)
+        terms = [value for value in losses.values() if value.requires_grad]
+        total = torch.stack(terms).sum() / self.how.accumulate
+        self.fabric.backward(total)
+        row["loss"] += float(total.detach())
+        for name, value in losses.items():
+            row[name] = row.get(name, 0.0) + float(value.detach()) / self.how.accumulate
+        if alpha is not None:
+            row["alpha"] = row.get("alpha", 0.0) + float(gather(alpha).mean()) / self.how.accumulate
+        row["spread"] = spread(gather(parts[0].detach())) / self.spread
+
+    def _batch(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's part of a batch: images in [0, 1], draws and labels; the next one is cut meanwhile."""
+        pending = getattr(self, "pending", None)
+        now = pending[1].result() if pending and pending[0] == position else self._cut(position)
+        self.pending = position + 1, self.reader.submit(self._cut, position + 1)
+        crops, draws, labels = now
+        images = torch.from_numpy(crops).to(self.fabric.device).permute(0, 3, 1, 2).float().div_(255)
+        return images, draws, torch.from_numpy(labels).to(self.fabric.device)
+
+    def _cut(self, position: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        batch, epoch = self.stream.at(position)
+        share = len(batch) // world_size()
+        mine = batch[rank() * share : (rank() + 1) * share]
+        crops = crop(self.faces.images[mine], self.faces.landmarks[mine], self.teacher.template, self.teacher.input_px)
+        return crops, augment.keyed_draws(self.seed, epoch, mine), self.faces.identities[mine]
+
+    def _share_head_gradients(self) -> None:
+        """The mean over processes: they are equal but for rounding, and must stay so (a sharded head's are its own)."""
+        if world_size() == 1:
+            return
+        sharded = {p for m in self.method.modules() if isinstance(m, PartialFC) for p in m.parameters()}
+        for parameter in self.method.parameters():
+            if parameter.grad is not None and parameter not in sharded:
+                parameter.grad = all_sum(parameter.grad) / world_size()
+
+    def _healthy(self, row: Row) -> None:
+        if not math.isfinite(row["loss"]):
+            raise UserError(f"the loss became {row['loss']} at step {row['step']:.0f}; lower lr ({self.how.lr:g})")
+        if row["spread"] < COLLAPSED and row["step"] > 1:
+            raise UserError(
+                f"all features collapsed to one point at step {row['step']:.0f} (their spread fell to "
+                f"{100 * row['spread']:.0f}% of the teacher's own): the teacher tells nobody apart any more. "
+                f"Lower lr ({self.how.lr:g}), or raise the margin"
+            )
+
+
+def spread(features: Tensor) -> float:
+    """Root mean square distance of unit features (N, D) from their mean, in [0, 1]."""
+    unit = torch.nn.functional.normalize(features.float(), dim=1)
+    return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
+
+
+def rate_at(step: int, how: Finetune) -> float:
+    """Share of the learning rate: a linear warm-up, then linearly to zero (polynomial of power 1)."""
+    warmup = max(1, round(how.warmup * how.steps))
+    return min((step + 1) / warmup, (how.steps - step) / max(1, how.steps - warmup), 1.0)
+
+
+def _optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
+    decayed, plain = ([p for p in parameters if (p.dim() > 1) == flag] for flag in (True, False))
+    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if how.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=how.lr, momentum=0.9)
+    if how.optimiser == "adagrad":
+        return torch.optim.Adagrad(groups, lr=how.lr, eps=1.0)
+    return torch.optim.AdamW(groups, lr=how.lr)
+
+
+def _head_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
+    # Sampled class weights have sparse gradients, which AdamW refuses.
+    if how.sample_rate < 1 and how.optimiser == "adamw":
+        return torch.optim.SparseAdam(parameters, lr=how.lr)
+    return _optimiser(parameters, how)
+
+
+def _moments(steps: int, checks: int) -> set[int]:
+    return {round(steps * (i + 1) / checks) for i in range(checks)} if checks else set()
+
+
+def _seed(seed: int, key: int) -> int:
+    return int(np.random.SeedSequence([seed, key]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,72 @@
+"""What the loop asks of a method."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from teachers.settings import Finetune
+
+if TYPE_CHECKING:
+    from teachers.backbones import Backbone
+
+
+class Method(nn.Module):
+    """The objective of a fine-tuning, with what only training needs (class weights, queues).
+
+    It is not wrapped by DDP: each process computes the loss of the whole batch, on features gathered with their
+    gradient (`teachers.distributed.gather`), so that batch-hard negatives, queues and quality statistics see every
+    process's faces.
+    """
+
+    sampler: ClassVar[str] = "shuffled"
+    cosine: ClassVar[bool] = False
+    """Does it train cosines? Then the fine-tuned teacher is compared by them."""
+    needs_alpha: ClassVar[bool] = False
+    """Does the teacher need a per-image alpha?"""
+
+    def __init__(self, how: Finetune) -> None:
+        super().__init__()
+        self.how = how
+
+    @staticmethod
+    def adapt(backbone: "Backbone", how: Finetune) -> None:
+        """Make the backbone trainable as the method wants it, in place."""
+        backbone.requires_grad_(True)
+
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        """Set what depends on the teacher as it is: features (N, D) of N sample faces, labels (N,)."""
+
+    def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
+        """The views of images (n, 3, S, S) in [0, 1] that the teacher gets, each of the same shape."""
+        raise NotImplementedError
+
+    def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
+        """Loss terms from this process's features, one (n, D) a view, labels (n,) and the views themselves."""
+        raise NotImplementedError
+
+    def follow(self, backbone: nn.Module) -> None:
+        """Called behind each step, for what follows the backbone as it learns."""
+
+
+def create_method(how: Finetune, embedding_dim: int, classes: int, backbone: "Backbone") -> Method:
+    """The objective that `how.method` names."""
+    from teachers.methods.full import Full
+    from teachers.methods.octuplet import Octuplet
+    from teachers.methods.petalface import Lora, Petalface
+    from teachers.methods.qgface import QGFace
+
+    if how.method == "octuplet":
+        return Octuplet(how)
+    if how.method == "qgface":
+        return QGFace(how, embedding_dim, classes, backbone)
+    return {"full": Full, "lora": Lora, "petalface": Petalface}[how.method](how, embedding_dim, classes)
+
+
+def kind_of(method: str) -> type[Method]:
+    """The class of a method, for what it says without being built."""
+    from teachers.methods.full import Full
+    from teachers.methods.octuplet import Octuplet
+    from teachers.methods.petalface import Lora, Petalface
+    from teachers.methods.qgface import QGFace
+
+    return {"full": Full, "lora": Lora, "petalface": Petalface, "octuplet": Octuplet, "qgface": QGFace}[method]

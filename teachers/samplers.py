@@ -1,0 +1,71 @@
+"""Which faces a step sees: pure functions of (labels, seed, epoch), so that every process and every resumed run
+draws the same batches."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faces.errors import UserError
+
+Epoch = list[NDArray[np.int64]]
+"""Batches of face indices, in order."""
+
+
+def shuffled(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
+    """Every labelled face once, in batches; a last incomplete batch is dropped (where there is another one)."""
+    known = np.flatnonzero(labels >= 0)
+    order = np.random.default_rng([seed, 11, epoch]).permutation(known)
+    whole = len(order) // batch
+    if not whole:
+        raise UserError(f"a batch of {batch} needs as many labelled faces; there are {len(known)}: lower the batch")
+    return list(order[: whole * batch].reshape(whole, batch))
+
+
+def two_per_identity(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
+    """The octuplet sampler: each batch holds exactly two images of batch / 2 people, side by side.
+
+    People are drawn without replacement within a batch, in proportion to their images not yet used in this epoch;
+    an image is used once an epoch at most. The epoch ends where too few people have two images left. Source:
+    Knoche et al. 2023, section 4.1. UserError where fewer than batch / 2 people have two images.
+    """
+    if batch % 2:
+        raise UserError(f"a batch of pairs must be even, not {batch}")
+    rng = np.random.default_rng([seed, 12, epoch])
+    people = np.unique(labels[labels >= 0])
+    images = [rng.permutation(np.flatnonzero(labels == person)) for person in people]
+    left = np.array([len(some) for some in images])
+    used = np.zeros(len(people), np.int64)
+    if (left >= 2).sum() < batch // 2:
+        raise UserError(
+            f"{(left >= 2).sum()} people have two or more faces; a batch of {batch} needs {batch // 2}: lower the batch"
+        )
+    batches: Epoch = []
+    while (left >= 2).sum() >= batch // 2:
+        weight = np.where(left >= 2, left, 0)
+        chosen = rng.choice(len(people), batch // 2, replace=False, p=weight / weight.sum())
+        batches.append(np.concatenate([images[person][used[person] : used[person] + 2] for person in chosen]))
+        used[chosen] += 2
+        left[chosen] -= 2
+    return batches
+
+
+SAMPLERS = {"shuffled": shuffled, "pairs": two_per_identity}
+
+
+class Stream:
+    """Batch `step` of an endless stream of epochs."""
+
+    def __init__(self, kind: str, labels: NDArray[np.int64], batch: int, seed: int) -> None:
+        self._draw, self._arguments = SAMPLERS[kind], (labels, batch, seed)
+        self._starts, self._epoch, self._batches = [0], -1, Epoch()
+
+    def at(self, step: int) -> tuple[NDArray[np.int64], int]:
+        """(face indices, epoch). Steps are asked for in rising order, or from anywhere after a resume."""
+        epoch = next((i for i in range(len(self._starts) - 1) if step < self._starts[i + 1]), len(self._starts) - 1)
+        while True:
+            if epoch != self._epoch:
+                self._epoch, self._batches = epoch, self._draw(*self._arguments, epoch)
+                if epoch + 1 == len(self._starts):
+                    self._starts.append(self._starts[-1] + len(self._batches))
+            if step < self._starts[epoch + 1]:
+                return self._batches[step - self._starts[epoch]], epoch
+            epoch += 1

@@ -1,0 +1,104 @@
+"""How a teacher is fine-tuned: one frozen set of settings for every method, validated in one place."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from faces.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+MethodName = Literal["none", "full", "lora", "petalface", "octuplet", "qgface"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Finetune:
+    """steps: optimiser steps; batch: images a step over all processes (octuplet: two of each person; each image is
+    seen in one view, by octuplet and qgface in two); accumulate: micro-batches a step, whose losses do not see each
+    other. optimiser, lr, weight_decay, warmup (share of the steps), clip (norm of the backbone's gradient; 0 =
+    off): the rate then falls linearly to zero (the papers' polynomial of power 1). train_batch_norm: batch norms
+    use and learn the batch's statistics; else they stay frozen in evaluation mode.
+
+    full, lora, petalface: head (margin loss), margin, scale (None = the loss's own), head_from (where its class
+    weights start: the mean embedding of each person's first faces, or random numbers, as published), center:
+    weight of the center loss; low_share: share of the images that are reduced to a random size in `low_px` (px of
+    the teacher's own crop, log-uniform). rank, lora_scale, dropout, twin, single: adapters and the patterns of the
+    layers they go to (None = the backbone's own); quality: what gives alpha (`fitted`, a pyiqa metric, a file of `faces.quality`);
+    quality_steps: to fit one; sample_rate: share of the other people's class weights that a step sees
+    (PartialFC; 1 = the plain head).
+
+    octuplet: terms, distance, normalise and triplet_margin (None: the paper's 25 scaled to this teacher's feature
+    norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop).
+
+    qgface: augmentation; gate (threshold on quality (z + 1) / 2, None = no partition), partition (drop low-quality
+    images from the classification), contrastive (queue; none = no contrastive loss), contrastive_weight, both_views
+    (see each face also as it is; without it there is no contrastive loss either).
+    """
+
+    method: MethodName = "none"
+    steps: Count = 300
+    batch: Annotated[int, Field(ge=2)] = 48
+    accumulate: Count = 1
+    optimiser: Literal["adamw", "sgd", "adagrad"] = "adamw"
+    lr: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    warmup: Share = 0.05
+    clip: Annotated[float, Field(ge=0)] = 5.0
+    train_batch_norm: bool = False
+    head: Literal["softmax", "sphereface", "cosface", "arcface", "adaface"] = "cosface"
+    margin: Annotated[float, Field(ge=0)] | None = None
+    scale: Positive | None = None
+    head_from: Literal["means", "random"] = "means"
+    center: Annotated[float, Field(ge=0)] = 0.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    low_share: Share = 0.75
+    low_px: tuple[Positive, Positive] = (7.0, 56.0)
+    rank: Count = 8
+    lora_scale: Positive = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    twin: str | None = None
+    single: str | None = None
+    quality: str = "fitted"
+    quality_steps: Count = 300
+    terms: Annotated[tuple[Literal["hhh", "hll", "lhh", "lll"], ...], Field(min_length=1)] = (
+        "hhh", "hll", "lhh", "lll",
+    )  # fmt: skip
+    distance: Literal["euclidean", "squared", "cosine"] = "euclidean"
+    normalise: bool = False
+    triplet_margin: Positive | None = None
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (7, 14, 28)
+    augmentation: Literal["none", "adaface", "ours"] = "ours"
+    gate: Share | None = 0.2
+    partition: bool = True
+    contrastive: Literal["none", "batch", "momentum", "proxy"] = "proxy"
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    both_views: bool = True
+
+
+# What differs from the defaults above. The rates are those that did best on the dlib network among a few tried;
+# the papers' own optimisers are `--set optimiser=...`.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "full": {"lr": 2e-5, "batch": 64},
+    "lora": {"batch": 64},
+    "petalface": {"batch": 64},
+    "octuplet": {"lr": 2e-5, "weight_decay": 0.0},
+    "qgface": {"lr": 2e-5, "weight_decay": 5e-4, "head": "adaface"},
+}
+
+
+def finetune_settings(method: str, **changes: Any) -> Finetune:
+    """The settings of a method, with changes; UserError on an unknown key or a value out of range."""
+    if method not in DEFAULTS:
+        raise UserError(f"unknown teacher method {method!r}. Known: {', '.join(DEFAULTS)}")
+    try:
+        return TypeAdapter(Finetune).validate_python({"method": method, **DEFAULTS[method], **changes})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(field.name for field in dataclasses.fields(Finetune))
+        hint = f" (known: {known})" if first["type"] in ("unexpected_keyword_argument", "extra_forbidden") else ""
+        raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}{hint}") from None

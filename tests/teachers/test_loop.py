@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from gloo import run_as_torchrun
+from trainings import people, small_teacher, train, train_as_rank
+
+from faces.errors import UserError
+from teachers import lora
+from teachers.fabric import block_classes, create_fabric
+from teachers.loop import finetune, rate_at, spread
+from teachers.settings import finetune_settings
+
+SCRATCH = {"train_batch_norm": True, "head_from": "random", "optimiser": "sgd", "lr": 0.05}
+CASES = [
+    ("dlib_resnet", "octuplet", {}),
+    ("dlib_resnet", "petalface", {"center": 0.01}),
+    ("dlib_resnet", "full", {"head": "arcface", "accumulate": 2}),
+    ("mobilefacenet", "qgface", SCRATCH),
+    ("mobilefacenet", "qgface", SCRATCH | {"contrastive": "momentum", "augmentation": "adaface"}),
+]
+NAMES = [f"{kind}-{method}-{changes.get('contrastive', '')}" for kind, method, changes in CASES]
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert list(a) == list(b)
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def moved(state: dict[str, torch.Tensor], kind: str) -> float:
+    before = small_teacher(kind).backbone.state_dict()
+    return max(
+        float((state[name] - before[name]).abs().max()) if name in before else float(state[name].abs().max())
+        for name in state
+        if state[name].is_floating_point() and (name in before or name.endswith("up.weight"))
+    )
+
+
+@pytest.mark.parametrize(("kind", "method", "changes"), CASES, ids=NAMES)
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(kind, method, changes, tmp_path) -> None:
+    whole = train(str(tmp_path / "whole"), kind, method, **changes)
+    assert moved(whole, kind) > 1e-4, "training changes the teacher"
+    train(str(tmp_path / "cut"), kind, method, stop_after=3, **changes)
+    resumed = train(str(tmp_path / "cut"), kind, method, **changes)
+    assert largest_difference(whole, resumed) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "method", "changes"), CASES, ids=NAMES)
+def test_two_processes_give_the_weights_of_one(kind, method, changes, tmp_path) -> None:
+    # Adam would turn a gradient that is zero but for rounding into a whole step, up or down.
+    changes = changes | {"steps": 20, "optimiser": "sgd", "lr": 0.01}
+    alone = train(str(tmp_path / "one"), kind, method, **changes)
+    both = run_as_torchrun(2, train_as_rank, str(tmp_path / "two"), kind, method, changes)
+    assert largest_difference(both[0], both[1]) == 0
+    assert moved(alone, kind) > 1e-3
+    assert largest_difference(alone, both[0]) < 1e-4
+
+
+def test_two_processes_in_a_few_steps(tmp_path) -> None:
+    alone = train(str(tmp_path / "one"), "dlib_resnet", "octuplet", steps=3, optimiser="sgd")
+    changes = {"steps": 3, "optimiser": "sgd"}
+    both = run_as_torchrun(2, train_as_rank, str(tmp_path / "two"), "dlib_resnet", "octuplet", changes)
+    assert largest_difference(alone, both[0]) < 1e-5
+
+
+def test_frozen_weights_stay_and_batch_norms_do_not_drift(tmp_path) -> None:
+    before = small_teacher("mobilefacenet").backbone.state_dict()
+    state = train(str(tmp_path), "mobilefacenet", "lora", low_share=0.5)
+    changed = [name for name in before if not torch.equal(before[name], state[name])]
+    assert not changed
+    assert any(lora.is_adapter(name) for name in state)
+
+
+def test_features_that_collapse_stop_the_run_and_say_so(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"collapsed to one point at step \d+ .* Lower lr"):
+        train(str(tmp_path), "dlib_resnet", "octuplet", steps=60, lr=0.05, clip=0.0, warmup=0.0)
+
+
+def test_a_loss_that_is_not_finite(tmp_path) -> None:
+    with pytest.raises(UserError, match="the loss became nan.*lower lr"):
+        train(str(tmp_path), "dlib_resnet", "full", lr=1e30, clip=0.0, warmup=0.0)
+
+
+def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
+    folder = str(tmp_path)
+    train(folder, "dlib_resnet", "octuplet", stop_after=2)
+    with pytest.raises(UserError, match="settings, seed, teacher or faces differ"):
+        train(folder, "dlib_resnet", "octuplet", lr=2e-3)
+    pointer = tmp_path / "checkpoint.json"
+    noted = json.loads(pointer.read_text())
+    pointer.write_text(json.dumps(noted | {"world_size": 4}))
+    with pytest.raises(UserError, match="written by 4 processes"):
+        train(folder, "dlib_resnet", "octuplet")
+    pointer.write_text(json.dumps(noted))
+    model = tmp_path / noted["state"] / "model.ckpt"
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(UserError, match="no checkpoint of this fine-tuning"):
+        train(folder, "dlib_resnet", "octuplet")
+
+
+def test_only_the_newest_state_is_kept(tmp_path) -> None:
+    train(str(tmp_path), "dlib_resnet", "octuplet", stop_after=5)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000005"]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_state_to_go_on_from(tmp_path) -> None:
+    """SIGKILL twice at moments of chance: the end is that of a run that was never killed."""
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1); import trainings; "
+        "trainings.train(sys.argv[2], 'dlib_resnet', 'octuplet', steps=40)"
+    )
+    here, folder = str(Path(__file__).parent), tmp_path / "killed"
+    for wait in (0.4, 1.1):
+        process = subprocess.Popen([sys.executable, "-c", code, here, str(folder)])
+        while not (folder / "checkpoint.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(wait)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    resumed = train(str(folder), "dlib_resnet", "octuplet", steps=40)
+    assert largest_difference(resumed, train(str(tmp_path / "whole"), "dlib_resnet", "octuplet", steps=40)) == 0
+
+
+def test_the_curve_has_losses_rates_and_checks(tmp_path) -> None:
+    teacher, how = small_teacher(), finetune_settings("octuplet", steps=6, batch=8, lr=1e-3)
+    measured: list[bool] = []
+
+    def check(one: torch.nn.Module) -> dict[str, float]:
+        measured.append(one.training)
+        return {"full": 50.0}
+
+    curve = finetune(teacher, people(), how, 0, create_fabric(), tmp_path, check=check, checks=2)
+    assert measured == [False] * 3
+    assert [row["step"] for row in curve if "full" in row] == [0, 3, 6]
+    last = curve[-1]
+    assert {"lr", "loss", "hhh", "hll", "lhh", "lll", "spread", "gradient"} <= set(last)
+    assert last["loss"] == pytest.approx(sum(last[term] for term in ("hhh", "hll", "lhh", "lll")), rel=1e-5)
+    assert not teacher.backbone.training
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    how = finetune_settings("octuplet", steps=100, warmup=0.1)
+    rates = [rate_at(step, how) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(1 / 90)
+
+
+def test_spread_of_known_features() -> None:
+    opposite = torch.tensor([[2.0, 0.0], [-5.0, 0.0]])
+    assert spread(opposite) == pytest.approx(1.0)
+    assert spread(torch.ones(4, 3)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_batch_that_processes_cannot_share(tmp_path) -> None:
+    with pytest.raises(Exception, match="does not divide among 2"):
+        run_as_torchrun(2, train_as_rank, str(tmp_path), "dlib_resnet", "full", {"batch": 5})
+
+
+def test_devices_that_are_not_there() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            create_fabric("cuda")
+    with pytest.raises(UserError, match="unknown device"):
+        create_fabric("tpu")
+    with pytest.raises(UserError, match="fsdp shards over GPUs"):
+        create_fabric("cpu", strategy="fsdp")
+    with pytest.raises(UserError, match="unknown precision"):
+        create_fabric("cpu", precision="fp8")
+
+
+def test_fsdp_wraps_the_repeated_blocks() -> None:
+    from teachers.backbones.dlib_resnet import DlibResNet
+    from teachers.backbones.swin import Block, Swin
+
+    assert Block in block_classes(Swin(depths=(2, 2, 1), dim=24, heads=(2, 2, 2), embedding_dim=16))
+    assert {kind.__name__ for kind in block_classes(DlibResNet())} == {"Block"}
