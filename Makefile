@@ -6,13 +6,13 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/python -m compress.pipeline --teacher swin_b --student tiny16
 
-test: .venv/installed
+test: .venv/tested
 	$(BIN)/pytest -n auto --dist loadfile
 
-slow: .venv/installed
+slow: .venv/tested
 	$(BIN)/pytest -m slow
 
-lint: .venv/installed
+lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,7 +21,12 @@ lint: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# What the tests need beside it: image quality metrics, timm's models, the linters.
+.venv/tested: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,quality]'
 	touch $@
 
 .PHONY: run test slow lint

@@ -29,7 +29,7 @@ def main() -> None:
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Only these seeds. Repeats.")
 @click.option("--read-only", is_flag=True, help="Run nothing: write the tables of what was run.")
-@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Times the steps.")
+@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Times steps.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teachers"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/teachers"), show_default=True)
 @run_cli
@@ -39,11 +39,11 @@ def teachers(
 ) -> None:  # fmt: skip
     """Fine-tune teachers as the papers' tables do and measure them on fixed pairs.
 
-    Rows are kept in FOLDER as they end and are read from there next time, so a stopped table continues; several
-    processes may work on different rows. A row that was not run says so in the table. Writes OUT/TABLE.json,
-    OUT/TABLE.md and the figures.
+    A row is kept as it ends (its figures in OUT/rows, its scores and its teacher in FOLDER) and read from there next
+    time, so a stopped table continues; several processes may work on different rows. A row that was not run says so
+    in the table. Writes OUT/TABLE.json, OUT/TABLE.md and the figures.
     """
-    bench = Bench(specs, vals, folder, scale)
+    bench = Bench(specs, vals, out / "rows", folder, scale)
     console = Console(stderr=True)
     torch.set_num_threads(1)
     for name in tables or tuple(TABLES):

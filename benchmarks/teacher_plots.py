@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.teacher_rows import Row, Table
-from benchmarks.teacher_runs import Bench
-from benchmarks.teacher_tables import roc_of
+from benchmarks.teacher_runs import Bench, roc_of
 from faces.files import whole
 
 _ROC = {"octuplet": ("none", "octuplet")}
@@ -17,8 +16,8 @@ _LEVELS = ("full", "cross@28", "cross@14", "cross@7")
 
 
 def draw(bench: Bench, name: str, table: Table, out: Path) -> None:
-    """The figures of a table whose rows were run with seed 0; SVG files in `out`."""
-    there = {row.name: row for row in table.rows if bench.read(row, 0)}
+    """The figures of a table, where the scores of seed 0 are kept here; SVG files in `out`."""
+    there = {row.name: row for row in table.rows if bench.scores(row, 0)}
     for kind, wanted in ((_roc, _ROC.get(name)), (_similarity, _SIMILARITY.get(name))):
         if wanted and all(one in there for one in wanted):
             kind(bench, [there[one] for one in wanted], out / f"{name}-{kind.__name__[1:]}.svg")
@@ -29,7 +28,7 @@ def _roc(bench: Bench, rows: list[Row], path: Path) -> None:
     figure, axes = _panels(len(bench.parts), 1)
     for place, part in zip(axes[0], bench.parts, strict=True):
         for row, dashes in zip(rows, ("--", "-"), strict=True):
-            scores = bench.scores(row, 0)
+            scores = bench.scores(row, 0) or {}
             for i, level in enumerate(_LEVELS):
                 roc = roc_of(scores[f"{part.name}/{level}"], part)
                 fmr, tmr = roc.curve()
@@ -47,7 +46,7 @@ def _similarity(bench: Bench, rows: list[Row], path: Path) -> None:
     figure, axes = _panels(len(levels), len(rows))
     part = bench.parts[-1]
     for line, row in zip(axes, rows, strict=True):
-        scores = bench.scores(row, 0)
+        scores = bench.scores(row, 0) or {}
         for place, level in zip(line, levels, strict=True):
             values = scores[f"{part.name}/{level}"]
             for same, word in ((True, "genuine"), (False, "impostor")):

@@ -1,5 +1,6 @@
 """One row of a teachers' table: train, embed the fixed pairs, keep scores and figures; run once, then read."""
 
+import base64
 import json
 import shutil
 import time
@@ -18,13 +19,15 @@ from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 from faces.sources import open_faces
-from faces.verification import Pairs, read_pairs
+from faces.verification import Pairs, Roc, correct_by_fold, read_pairs
 from teachers.evaluate import pair_scores
 from teachers.fabric import create_fabric
 from teachers.finetune import TUNED, finetune_teacher
 from teachers.registry import create_single
 from teachers.settings import finetune_settings
 from teachers.teacher import Teacher
+
+SCORES = "scores.npz"
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every row of a study shares. parts: (name, faces, pairs file); folder: where rows are kept."""
+    """What every row of a study shares. specs: faces to learn from; vals: (faces, pairs file) of each validation
+    part; rows: where a row's JSON is kept; folder: where its scores (.npz) and its teacher are."""
 
     specs: tuple[str, ...]
     vals: tuple[tuple[str, str], ...]
+    rows: Path
     folder: Path
     scale: float = 1.0
     """Times the steps of every row: below 1 for a quick look."""
@@ -64,36 +69,36 @@ class Bench:
             changes["steps"] = max(1, round(changes["steps"] * self.scale))
         return asdict(finetune_settings(row.method, **changes))
 
-    def file(self, row: Row, seed: int) -> Path:
-        """The row's JSON; its scores are beside it (.npz), its teacher in the folder of the same name."""
-        made = [row.teacher, row.weights, self.settings(row), seed if row.method != "none" else 0, row.same]
-        key = fingerprint([made, self.specs, self.vals])
+    def name(self, row: Row, seed: int) -> str:
+        """Names a row by what it is made of: settings, seed and the names of the data, wherever these lie."""
+        data = [Path(one).name for spec in (self.specs, *self.vals) for one in spec]
+        made = [row.teacher, row.weights, self.settings(row), seed if row.method != "none" else 0, row.same, data]
         word = "".join(c if c.isalnum() else "-" for c in row.name)
-        return self.folder / f"{word}-{seed}-{key}.json"
+        return f"{word}-{seed}-{fingerprint(made)}"
 
     def read(self, row: Row, seed: int) -> dict[str, Any] | None:
         """What `run` measured; None where the row was not run."""
-        file = self.file(row, seed)
+        file = self.rows / f"{self.name(row, seed)}.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def scores(self, row: Row, seed: int) -> dict[str, NDArray[np.float32]]:
-        """Scores (P,) by `part/protocol` of a row that was run."""
-        with np.load(self.file(row, seed).with_suffix(".npz"), allow_pickle=False) as held:
+    def scores(self, row: Row, seed: int) -> dict[str, NDArray[np.float32]] | None:
+        """Scores (P,) by `part/protocol`; None where they are not kept here."""
+        file = self.folder / self.name(row, seed) / SCORES
+        if not file.is_file():
+            return None
+        with np.load(file, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
 
     def run(self, row: Row, seed: int, progress: Callable[[int, str], None] | None = None) -> dict[str, Any]:
         """Train and measure unless it was done before. UserError where another process works on this row."""
         if (found := self.read(row, seed)) is not None:
             return found
-        file = self.file(row, seed)
-        folder = file.with_suffix("")
+        folder = self.folder / self.name(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            return self._run(row, seed, file, folder, progress)
+            return self._run(row, seed, folder, progress)
 
-    def _run(
-        self, row: Row, seed: int, file: Path, folder: Path, progress: Callable[[int, str], None] | None
-    ) -> dict[str, Any]:
+    def _run(self, row: Row, seed: int, folder: Path, progress: Callable[[int, str], None] | None) -> dict[str, Any]:
         settings = self.settings(row)
         how = finetune_settings(**settings)
         teacher = create_single(row.teacher, row.weights, seed=seed)
@@ -109,7 +114,7 @@ class Bench:
         facts["train_cpu_seconds"] = round(time.process_time() - began, 1)
         teacher.eval()
         scores = self._scores(teacher, row)
-        with whole(file.with_suffix(".npz")) as temporary:
+        with whole(folder / SCORES) as temporary:
             np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
         if teacher.alpha is not None:
             facts["alpha"] = teacher.alpha.describe()  # type: ignore[operator]
@@ -117,8 +122,9 @@ class Bench:
             "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
             "settings": settings, "metric": teacher.metric, "torch": torch.__version__,
             "cpu_seconds": round(time.process_time() - began, 1), **facts,
+            "measured": {name: self._measured(name, values) for name, values in scores.items()},
         }  # fmt: skip
-        write_json(file, found)
+        write_json(self.rows / f"{self.name(row, seed)}.json", found)
         for left in (*folder.glob("step-*"), folder / "csv", folder / "tensorboard"):
             if left.is_dir():
                 shutil.rmtree(left)
@@ -131,9 +137,30 @@ class Bench:
             for protocol, values in pair_scores(teacher, part.faces, part.pairs, same=row.same).items()
         }
 
+    def _measured(self, name: str, scores: NDArray[np.float32]) -> dict[str, Any]:
+        """Accuracy and EER (percent), and which pairs were right: bits in the order of the pairs, base64."""
+        part = next(one for one in self.parts if one.name == name.partition("/")[0])
+        right = correct_by_fold(scores, part.pairs)
+        return {
+            "accuracy": round(100 * float(right.mean()), 3),
+            "eer": round(100 * roc_of(scores, part).eer(), 3),
+            "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        }
+
     def tuned(self, row: Row, seed: int) -> Path:
-        """The fine-tuned teacher of a row that was run; UserError where it was not."""
-        file = self.file(row, seed).with_suffix("") / TUNED
+        """The fine-tuned teacher of a row that was run here; UserError where it was not."""
+        file = self.folder / self.name(row, seed) / TUNED
         if not file.is_file():
-            raise UserError(f"row {row.name}, seed {seed} was not run in {self.folder}: run its table first")
+            raise UserError(f"the teacher of row {row.name}, seed {seed} is not in {self.folder}: run its table first")
         return file
+
+
+def right_pairs(measured: dict[str, Any], count: int) -> NDArray[np.bool_]:
+    """(count,): which pairs were right."""
+    bits = np.frombuffer(base64.b64decode(measured["right"]), np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool)
+
+
+def roc_of(scores: NDArray[np.float32], part: Part) -> Roc:
+    """The ROC of a part's fixed pairs."""
+    return Roc(np.sort(scores[part.pairs.same]), np.sort(scores[~part.pairs.same]))

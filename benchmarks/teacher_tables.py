@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.teacher_rows import Row, Table
-from benchmarks.teacher_runs import Bench, Part
-from faces.verification import Roc, bootstrap_interval, correct_by_fold
+from benchmarks.teacher_runs import Bench, Part, right_pairs
+from faces.verification import bootstrap_interval
 from teachers.evaluate import CROSS_PX, protocol_name
 
 CROSS = [protocol_name(px) for px in CROSS_PX]
@@ -22,15 +22,19 @@ def summarise(bench: Bench, table: Table) -> dict[str, Any]:
 
 def _correct(bench: Bench, row: Row) -> dict[str, NDArray[np.float64]]:
     """Share of the seeds that get each pair right, (P,), by `part/protocol`; empty where no seed was run."""
-    seeds = [seed for seed in range(row.seeds) if bench.read(row, seed)]
-    found: dict[str, list[NDArray[np.bool_]]] = {}
-    for seed in seeds:
-        scores = bench.scores(row, seed)
-        for part in bench.parts:
-            for name, values in scores.items():
-                if name.startswith(part.name + "/"):
-                    found.setdefault(name, []).append(correct_by_fold(values, part.pairs))
-    return {name: np.mean(values, axis=0) for name, values in found.items()}
+    runs = [found for seed in range(row.seeds) if (found := bench.read(row, seed))]
+    return {
+        f"{part.name}/{name}": np.mean(
+            [right_pairs(one["measured"][f"{part.name}/{name}"], len(part.pairs.same)) for one in runs], axis=0
+        )
+        for part in bench.parts
+        for name in _protocols(runs, part)
+    }
+
+
+def _protocols(runs: list[dict[str, Any]], part: Part) -> list[str]:
+    measured = runs[0]["measured"] if runs else ()
+    return [name.partition("/")[2] for name in measured if name.startswith(part.name + "/")]
 
 
 def _entry(
@@ -45,30 +49,18 @@ def _entry(
     entry["parts"] = {}
     for part in bench.parts:
         mine = {name.partition("/")[2]: v for name, v in right[row.name].items() if name.startswith(part.name + "/")}
-        seeds = [_seed_mean(bench, row, seed, part) for seed in range(row.seeds) if bench.read(row, seed)]
         told = {name: _interval(values, part) for name, values in mine.items()}
+        for name, one in told.items():
+            one["eer"] = float(np.mean([run["measured"][f"{part.name}/{name}"]["eer"] for run in runs]))
         told["mean"] = _interval(np.mean([mine[name] for name in CROSS], axis=0), part)
-        told["mean"]["by_seed"] = seeds
-        if bench.read(row, 0):
-            scores = bench.scores(row, 0)
-            for name in mine:
-                told[name]["eer_seed0"] = 100 * roc_of(scores[f"{part.name}/{name}"], part).eer()
+        told["mean"]["by_seed"] = [
+            float(np.mean([run["measured"][f"{part.name}/{name}"]["accuracy"] for name in CROSS])) for run in runs
+        ]
         other = right.get(baseline or "", {})
         if other and row.name != baseline:
             told["against_baseline"] = _against(mine, other, part)
         entry["parts"][part.name] = told
     return entry
-
-
-def roc_of(scores: NDArray[np.float32], part: Part) -> Roc:
-    """The ROC of a part's fixed pairs."""
-    return Roc(np.sort(scores[part.pairs.same]), np.sort(scores[~part.pairs.same]))
-
-
-def _seed_mean(bench: Bench, row: Row, seed: int, part: Part) -> float:
-    scores = bench.scores(row, seed)
-    shares = [correct_by_fold(scores[f"{part.name}/{name}"], part.pairs).mean() for name in CROSS]
-    return 100 * float(np.mean(shares))
 
 
 def _interval(values: NDArray[np.float64], part: Part) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,47 @@ def loss_curve(path: Path) -> dict[str, Any]:
         return {"missing": "The stored loss curve has fewer than two readable points."}
     steps, loss = zip(*points, strict=True)
     return {"svg": Markup(plots.curve("loss", steps, loss, "Loss of the distillation by step")), "torn": torn}
+
+
+def finetune_curves(path: Path) -> list[dict[str, Any]]:
+    """The teacher's fine-tuning: loss, rate, accuracy by resolution, alpha; none where it was not fine-tuned."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+    made: list[dict[str, Any]] = []
+    for title, about, wanted, unit in _FINETUNE:
+        lines = _columns(rows, wanted)
+        if lines:
+            svg = plots.series(f"finetune-{len(made)}", lines, unit, f"{title} by step of the fine-tuning")
+            made.append({"title": title, "about": about, "svg": Markup(svg)})
+    return made
+
+
+# Title, a few words, which columns of finetune.csv, and the unit of the axis.
+_FINETUNE = (
+    ("Loss", "of the fine-tuning", ("loss",), "loss"),
+    ("Learning rate", "as it was used", ("lr",), "rate"),
+    ("Accuracy by resolution", "test people; the second face at the width named", ("full", "cross@*"), "accuracy, %"),
+    ("Alpha", "mean over the batch", ("alpha",), "alpha"),
+)
+_COLOURS = (plots.STUDENT, plots.TEACHER, plots.REFERENCE)
+
+
+def _columns(rows: list[dict[str, float | None]], wanted: Sequence[str]) -> list[plots.Line]:
+    names = [name for name in dict.fromkeys(key for row in rows for key in row) for one in wanted if fnmatch(name, one)]
+    lines: list[plots.Line] = []
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if row.get("step") is not None and row.get(name) is not None]
+        if len(points) > 1:
+            steps, values = zip(*points, strict=True)
+            lines.append(plots.Line(name, _COLOURS[len(lines) % len(_COLOURS)], steps, values))
+    return lines
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) else None

@@ -3,6 +3,7 @@
 python -m compress.pipeline --teacher swin_b --student tiny16
 """
 
+import re
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from compress.config import PRESETS, load_config
 from compress.run import Run, Stage
 from faces.cli import run_cli
 from students.registry import list_students
-from teachers.registry import list_teachers
+from teachers.registry import PATTERNS, list_teachers
 from teachers.settings import DEFAULTS as METHODS
 
 # Name, work, settings, the stages it reads, the sources it depends on besides those stages'.
@@ -20,7 +21,11 @@ DATA = Stage(
     "data", data.run, data.settings, (),
     ("faces/dataset.py", "faces/align.py", "faces/sources", "faces/store.py", "compress/data.py"),
 )  # fmt: skip
-TEACHER = Stage("teacher", teach.run, teach.settings, (DATA,), ("teachers", "faces/quality.py", "compress/teach.py", "compress/tune.py"))
+TEACHER = Stage(
+    "teacher", teach.run, teach.settings, (DATA,),
+    ("teachers", "faces/degrade.py", "faces/quality.py", "faces/cnniqa.py", "faces/cnniqa_fit.py",
+     "faces/pyiqa_metric.py", "faces/verification.py", "compress/teach.py", "compress/tune.py"),
+)  # fmt: skip
 ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
 DISTILL = Stage(
     "distill", distill.run, distill.settings, (ADAPT,),
@@ -44,7 +49,7 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--teacher", required=True, metavar="NAME", help=f"One of: {', '.join(list_teachers())}.")
+@click.option("--teacher", required=True, metavar="NAME", help=f"One of: {', '.join(list_teachers())}, {PATTERNS}.")
 @click.option("--student", metavar="NAME", help=f"One of: {', '.join(list_students())}. Default: tiny16.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Default: quick, or standard with --data.")
 @click.option(
@@ -118,7 +123,9 @@ def main(
     config = load_config(preset, file, options, settings, seed=seed, device=device)
     chosen = plan.choose(STAGES, stages)
     plan.check(config)
-    folder = out or Path("runs") / f"{config.teacher.name}-{config.distill.student}-{preset}"
+    # A teacher's name may hold a path and options.
+    name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
+    folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
     if dry_run:
         plan.show(chosen, folder, config)
         return

@@ -191,3 +191,21 @@ def curve(name: str, steps: Sequence[float], loss: Sequence[float], description:
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         return _svg(figure, name, description)
+
+
+def series(name: str, lines: Sequence[Line], unit: str, description: str) -> str:
+    """Some quantities against the step of a training; each line's last value stands behind its name."""
+    with matplotlib.style.context(_STYLE):
+        figure, axes = _axes(2.6)
+        for i, line in enumerate(lines):
+            marker, dashes = _LOOKS[line.colour]
+            axes.plot(line.x, line.y, label=_plain(f"{line.label} ({line.y[-1]:.3g})"), color=line.colour,
+                      linestyle=dashes, linewidth=1.5 if i < 3 else 0.9, marker=marker if len(line.x) < 8 else "",
+                      markersize=4)  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        if len(lines) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=2.2, borderpad=0.2)
+        return _svg(figure, name, description)

@@ -12,7 +12,7 @@ import jinja2
 from pydantic import BaseModel, ValidationError
 
 from compress import results, strip, words
-from compress.figures import accuracy_figures, loss_curve, speed_bars
+from compress.figures import accuracy_figures, finetune_curves, loss_curve, speed_bars
 from compress.results import Accuracy, Results, Throughput
 from export.sidecar import Threshold, path_of
 from faces.errors import UserError
@@ -35,6 +35,7 @@ def write_report(folder: Path) -> Path:
         "figures": accuracy_figures(run),
         "bars": speed_bars(run.throughput),
         "curve": loss_curve(folder / "curves.csv"),
+        "finetune": finetune_curves(folder / "finetune.csv"),
         "strip": strip.read(folder / "strip.npz"),
     }
     return _write(folder / "report.html", "report.html.j2", view)

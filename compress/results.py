@@ -29,6 +29,33 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+class Closeness(_Part):
+    least: Annotated[float, Field(ge=-1, le=1.000001)]
+    """Smallest cosine over the faces."""
+    mean: Annotated[float, Field(ge=-1, le=1.000001)]
+    """Mean cosine."""
+
+
+class FixedAlpha(_Part):
+    """What merging the adapters at one alpha costs against each image's own."""
+
+    alpha: Fraction
+    """The alpha: the mean over full-size test faces."""
+    merge_max_abs: NotNegative
+    """Largest difference of the merged from the unmerged network at that alpha: rounding alone."""
+    by_px: dict[str, Closeness]
+    """Cosines of the merged network's embeddings to those by each image's own alpha, by face width."""
+
+
+class Finetuned(_Part):
+    steps: Count
+    """Optimiser steps."""
+    trained: Count
+    """Parameters that changed: the adapters', or all."""
+    fixed_alpha: FixedAlpha | None = None
+    """Optional: where images have an alpha of their own."""
+
+
 class Teacher(_Part):
     name: Name
     """As given to `--teacher`."""
@@ -40,6 +67,8 @@ class Teacher(_Part):
     """`--teacher-method`: none, full, lora, petalface, octuplet or qgface."""
     params: Count
     """Parameters of the embedding network."""
+    finetuned: Finetuned | None = None
+    """Optional: how it was adapted to low resolution, where it was."""
     macs: Count | None = None
     """Optional: multiply-accumulates a face."""
     input_px: Count | None = None

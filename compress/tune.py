@@ -92,11 +92,12 @@ def price_of_one_alpha(teacher: Teacher, faces: Faces) -> dict[str, Any]:
     lora.merge(merged, alpha)
     with lora.use_alpha(teacher.backbone, alpha):
         apart = max(float((teacher.backbone(x) - merged(x)).abs().max()) for x in full[:1])
-    found: dict[str, Any] = {"alpha": round(alpha, 4), "merge_max_abs": apart}
+    found: dict[str, Any] = {"alpha": round(alpha, 4), "merge_max_abs": apart, "by_px": {}}
     for px in (None, 16):
         small = [_tensor(part) for part in np.array_split(reduce(crops, px, teacher.input_px), len(full))]
         cosine = torch.cat([F.cosine_similarity(teacher(x), merged(x)) for x in small])
-        found["full" if px is None else f"{px} px"] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
+        name = "full" if px is None else f"{px} px"
+        found["by_px"][name] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
     return found
 
 

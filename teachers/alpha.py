@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 _SAMPLE, _LARGEST_FIT = 512, 4000
 
 
-def prepare_alpha(
-    teacher: "Teacher", faces: Faces, how: Finetune, seed: int, folder: Path, fabric: "Fabric"
-) -> Alpha:
+def prepare_alpha(teacher: "Teacher", faces: Faces, how: Finetune, seed: int, folder: Path, fabric: "Fabric") -> Alpha:
     """What gives an image its alpha, on the fabric's device; kept in FOLDER/quality.safetensors for a resume.
 
     `how.quality` is `fitted` (a CNN-IQA fitted here, `how.quality_steps` steps), a pyiqa metric or a file of

@@ -94,7 +94,7 @@ def rescale(x: Tensor, share: Tensor, kernel: Tensor) -> Tensor:
 def _by_kernel(x: Tensor, size: int, kernel: str) -> Tensor:
     smooth = kernel in ("bilinear", "bicubic")
     options = {"antialias": True, "align_corners": False} if smooth else {}
-    return F.interpolate(x, size=(size, size), mode=kernel, **options)  # type: ignore[arg-type]
+    return F.interpolate(x, size=(size, size), mode=kernel, **options)
 
 
 def warp(x: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

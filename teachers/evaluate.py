@@ -15,7 +15,8 @@ CROSS_PX = (None, 56, 28, 14, 7)
 
 
 class Embedder(Protocol):
-    metric: str
+    @property
+    def metric(self) -> str: ...
 
     def embed_faces(
         self, faces: Faces, px: int | None = None, batch: int = 64, progress: Progress | None = None

@@ -26,7 +26,7 @@ from teachers.evaluate import CROSS_PX, accuracies, pair_scores
 from teachers.fabric import PRECISIONS, STRATEGIES, create_fabric
 from teachers.loop import Check, Row, finetune
 from teachers.methods.base import kind_of
-from teachers.registry import create_teacher, list_teachers
+from teachers.registry import PATTERNS, create_single, list_teachers
 from teachers.settings import DEFAULTS, Finetune, finetune_settings
 from teachers.teacher import Teacher
 from teachers.tuned import save_tuned
@@ -100,7 +100,9 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[int, str], 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--method", required=True, type=click.Choice([name for name in DEFAULTS if name != "none"]))
-@click.option("--teacher", "name", required=True, metavar="NAME", help=f"One of: {', '.join(list_teachers())}, timm:*.")
+@click.option(
+    "--teacher", "name", required=True, metavar="NAME", help=f"One of: {', '.join(list_teachers())}, {PATTERNS}."
+)
 @click.option("--teacher-weights", "weights", metavar="FILE|hub|random", help="Default: what a pip package ships.")
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", metavar="SPEC", help="Other people to measure on. Default: a tenth of the people of --data.")
@@ -133,7 +135,7 @@ def main(
     killed continues with the same command to the same weights. Settings and their meaning: teachers/settings.py.
     """
     how = finetune_settings(method, **parse_settings(settings))
-    teacher = create_teacher(name, weights, seed=seed)
+    teacher = create_single(name, weights, seed=seed)
     console = Console(stderr=True)
     fabric = create_fabric(device, devices, strategy, precision, out, teacher.backbone)
     with contextlib.ExitStack() as held:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -133,7 +133,8 @@ class _Trainer:
         self.model = fabric.setup_module(Network(backbone))
         self._freeze()
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = fabric.setup_optimizers(_optimiser(trained, how))
+        # For one optimiser, Fabric gives one.
+        self.optimiser = cast(torch.optim.Optimizer, fabric.setup_optimizers(_optimiser(trained, how)))
         own = [p for p in self.method.parameters() if p.requires_grad]
         self.head_optimiser = _head_optimiser(own, how) if own else None
         self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
@@ -186,7 +187,7 @@ class _Trainer:
     def step(self, step: int) -> Row:
         """One optimiser step; returns its row of the curve."""
         how, rate = self.how, self.how.lr * rate_at(step, self.how)
-        for optimiser in filter(None, (self.optimiser, self.head_optimiser)):
+        for optimiser in [self.optimiser, *([self.head_optimiser] if self.head_optimiser else [])]:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad()
@@ -203,7 +204,7 @@ class _Trainer:
         self.optimiser.step()
         if self.head_optimiser:
             self.head_optimiser.step()
-        self.method.follow(self.model.module.backbone)
+        self.method.follow(cast(Network, self.model.module).backbone)
         self._healthy(row)
         return row
 

@@ -37,14 +37,16 @@ class LowRank(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
-        self.down: nn.Module
-        self.up: nn.Module
+        self.down: nn.Linear | nn.Conv2d
+        self.up: nn.Linear | nn.Conv2d
         if isinstance(base, nn.Linear):
             self.down = nn.Linear(base.in_features, rank, bias=False)
             self.up = nn.Linear(rank, base.out_features, bias=False)
         else:
-            window: Any = (base.kernel_size, base.stride, base.padding, base.dilation)
-            self.down = nn.Conv2d(base.in_channels, rank, *window, bias=False, padding_mode=base.padding_mode)
+            window: dict[str, Any] = {
+                name: getattr(base, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            }
+            self.down = nn.Conv2d(base.in_channels, rank, bias=False, **window)
             self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False)
         self.scale, self.dropout = scale, nn.Dropout(dropout)
         nn.init.normal_(self.down.weight, std=1 / rank)
@@ -52,14 +54,12 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In the adapter's own precision: a frozen bfloat16 backbone would round its small updates away.
-        return self.scale * self.dropout(self.up(self.down(x.to(self.up.weight.dtype))))  # type: ignore[union-attr]
+        return self.scale * self.dropout(self.up(self.down(x.to(self.up.weight.dtype))))
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """What it adds to the base's weight, in the shape of that weight: scale * U D."""
-        down, up = (layer.weight for layer in (self.down, self.up))
-        assert isinstance(down, Tensor)
-        assert isinstance(up, Tensor)
+        down, up = self.down.weight, self.up.weight
         product = up.flatten(1) @ down.flatten(1)
         return self.scale * product.view(up.shape[0], *down.shape[1:])
 

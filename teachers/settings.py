@@ -26,9 +26,9 @@ class Finetune:
     weights start: the mean embedding of each person's first faces, or random numbers, as published), center:
     weight of the center loss; low_share: share of the images that are reduced to a random size in `low_px` (px of
     the teacher's own crop, log-uniform). rank, lora_scale, dropout, twin, single: adapters and the patterns of the
-    layers they go to (None = the backbone's own); quality: what gives alpha (`fitted`, a pyiqa metric, a file of `faces.quality`);
-    quality_steps: to fit one; sample_rate: share of the other people's class weights that a step sees
-    (PartialFC; 1 = the plain head).
+    layers they go to (None = the backbone's own); quality: what gives alpha (`fitted`, a pyiqa metric, a file of
+    `faces.quality`); quality_steps: to fit one; sample_rate: share of the other people's class weights that a step
+    sees (PartialFC; 1 = the plain head).
 
     octuplet: terms, distance, normalise and triplet_margin (None: the paper's 25 scaled to this teacher's feature
     norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop).

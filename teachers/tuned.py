@@ -7,6 +7,7 @@ weights they belong to; the others store the whole backbone. Where images have a
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,7 @@ def apply_tuned(teacher: "Teacher", path: str | Path) -> "Teacher":
     if notes["base_sha256"] is None:
         load_state(teacher.backbone, state, path)
     else:
-        frozen = {name: value for name, value in teacher.backbone.state_dict().items()}
-        if digest(frozen) != notes["base_sha256"]:
+        if digest(teacher.backbone.state_dict()) != notes["base_sha256"]:
             raise UserError(
                 f"{path} holds adapters of other frozen weights than these; they were made from {notes['base']}"
                 if notes["base"]
@@ -104,7 +104,7 @@ def apply_tuned(teacher: "Teacher", path: str | Path) -> "Teacher":
     return teacher.requires_grad_(False).eval()
 
 
-def digest(state: dict[str, Tensor]) -> str:
+def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names and bytes of the tensors."""
     sha = hashlib.sha256()
     for name in sorted(state):

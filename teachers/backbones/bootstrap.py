@@ -14,6 +14,7 @@ from faces.errors import UserError
 from faces.files import whole
 from teachers.backbones import Backbone
 from teachers.backbones.swin import Swin
+from teachers.lora import OFFICIAL_TARGETS
 
 _FORMAT = "bridgeface-bootstrap-1"
 
@@ -25,10 +26,9 @@ class Bootstrap(Backbone):
     linear layer is fitted.
     """
 
-    lora_targets = {"twin": r"attn\.qkv$", "single": r"^head$"}
-
     def __init__(self, seed: int = 0, **options: Any) -> None:
         super().__init__()
+        self.lora_targets = OFFICIAL_TARGETS | {"single": r"^head$"}
         self.seed, self.options = seed, options
         self.net = random_swin(seed, **options)
         self.head = nn.Linear(self.net.features_dim, 128)

@@ -80,9 +80,9 @@ def margin_for(features: Tensor, distance: Distance = "euclidean", normalise: bo
     """The margin that suits this teacher's features (N, D) of many people. Measure it before training.
 
     The paper's Euclidean margin of 25 belongs to its ArcFace features, whose norms are about 22: here it is 25 / 22
-    of the median distance from the features' middle (the median of each dimension), as distances do not see what
-    all faces share; ArcFace's middle is near 0. The paper tuned margins for the other distances and does not give them: ours is the same one as they
-    measure it, its square for squared distances, half the square at norm 1 for cosine ones.
+    of the median distance from the features' middle (the median of each dimension), as distances do not see what all
+    faces share; ArcFace's middle is near 0. The paper tuned margins for the other distances and does not give them:
+    ours is the same one as they measure it, its square for squared distances, half the square at norm 1 for cosine.
     """
     features = features.detach().float()
     if normalise or distance == "cosine":

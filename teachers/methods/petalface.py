@@ -18,7 +18,7 @@ class Petalface(Full):
     twins: ClassVar[bool] = True
 
     @classmethod
-    def adapt(cls, backbone: "Backbone", how: Finetune) -> None:  # type: ignore[override]
+    def adapt(cls, backbone: "Backbone", how: Finetune) -> None:
         backbone.requires_grad_(False)
         attach(backbone, how, cls.twins)
         for name, parameter in backbone.named_parameters():

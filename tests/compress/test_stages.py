@@ -72,7 +72,7 @@ def test_a_setting_runs_its_stage_and_those_after_it(setting, first):
         ("teachers/backbones/swin.py", "teacher"),
         ("compress/adapt.py", "adapt"),
         ("students/train.py", "distill"),
-        ("faces/degrade.py", "distill"),
+        ("faces/degrade.py", "teacher"),
         ("export/tflite.py", "export"),
         ("faces/verification.py", "export"),
         ("compress/strip.py", "evaluate"),

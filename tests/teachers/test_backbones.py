@@ -12,6 +12,7 @@ from export.onnx import export_onnx
 from teachers import create_teacher, lora
 from teachers.backbones import vit
 from teachers.backbones.iresnet import DEPTHS, IResNet
+from teachers.backbones.mobilefacenet import Bottleneck
 from teachers.backbones.vit import FaceTransformer
 from teachers.registry import TEACHERS, known_teacher
 
@@ -259,3 +260,13 @@ def test_timm_normalises_as_the_model_states_and_leaves_the_classifier_out(tmp_p
     with torch.no_grad():
         torch.testing.assert_close(create_teacher("timm:test_resnet", tmp_path / "ours.pt")(x), teacher(x))
     assert create_teacher("timm:test_vit?px=64&template=dlib&metric=euclidean", "random").input_px == 64
+
+
+def test_a_bottleneck_adds_its_input_only_where_the_shape_stays() -> None:
+    x = torch.rand(2, 8, 6, 6)
+    for outputs, stride in ((8, 1), (8, 2), (12, 1)):
+        block = Bottleneck(8, outputs, 2, stride).eval()
+        with torch.no_grad():
+            block.narrow[1].weight.zero_()
+            y = block(x)
+        torch.testing.assert_close(y, x if (outputs, stride) == (8, 1) else torch.zeros_like(y))

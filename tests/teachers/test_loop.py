@@ -84,7 +84,7 @@ def test_features_that_collapse_stop_the_run_and_say_so(tmp_path) -> None:
 
 
 def test_a_loss_that_is_not_finite(tmp_path) -> None:
-    with pytest.raises(UserError, match="the loss became nan.*lower lr"):
+    with pytest.raises(UserError, match=r"the loss became nan.*lower lr"):
         train(str(tmp_path), "dlib_resnet", "full", lr=1e30, clip=0.0, warmup=0.0)
 
 

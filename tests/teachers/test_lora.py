@@ -121,3 +121,71 @@ def test_attach_keeps_the_frozen_weights_and_the_mode() -> None:
         lora.attach(network, 2)
     with pytest.raises(ValueError, match="no layer matches"):
         lora.attach(nn.Sequential(nn.Linear(2, 2)), 2)
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_a_convolutions_adapter_against_explicit_weights_in_float64(twin) -> None:
+    torch.manual_seed(4)
+    base = nn.Conv2d(5, 7, 3, stride=2, padding=1).double()
+    weight, bias = base.weight.detach().clone(), base.bias.detach().clone()
+    layer = lora.adapt(base, 3, twin=twin, scale=0.5).eval()
+    scramble(layer)
+    alpha = torch.tensor([0.1, 0.8])
+    x = torch.randn(2, 5, 9, 9, dtype=torch.float64)
+    branches = ("low_quality", "high_quality") if twin else ("adapter",)
+    deltas = []
+    for branch in branches:
+        low_rank = getattr(layer, branch)
+        down, up = low_rank.down.weight.detach(), low_rank.up.weight.detach()[:, :, 0, 0]
+        deltas.append(0.5 * torch.einsum("or,rikl->oikl", up, down))
+    with lora.use_alpha(layer, alpha):
+        got = layer(x).detach()
+    for i in range(2):
+        mixed = (1 - float(alpha[i])) * deltas[0] + float(alpha[i]) * deltas[1] if twin else deltas[0]
+        expected = nn.functional.conv2d(x[i : i + 1], weight + mixed, bias, stride=2, padding=1)
+        assert torch.allclose(got[i : i + 1], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_merged_is_the_unmerged_network_at_that_alpha(alpha) -> None:
+    network = adapted()
+    scramble(network)
+    plain = [name for name in network.state_dict() if not lora.is_adapter(name)]
+    x = torch.rand(2, 3, 120, 120)
+    with torch.no_grad():
+        with lora.use_alpha(network, alpha):
+            expected = network(x)
+        names = lora.merge(network, alpha)
+        assert torch.allclose(network(x), expected, atol=1e-5 * float(expected.abs().max()))
+    assert list(network.state_dict()) == plain
+    assert len(names) == 6
+    assert all(type(network.get_submodule(name)) is nn.Linear for name in names)
+
+
+def test_default_targets_of_backbones() -> None:
+    from teachers.backbones.dlib_resnet import DlibResNet
+
+    network = DlibResNet()
+    names = lora.attach(network, 2, **lora.targets_for(network))
+    assert names == [f"blocks.{i}.conv{j}" for i in range(7, 14) for j in (1, 2)]
+    spatial = [nn.Conv2d(4, 4, 3) for _ in range(4)]
+    convolutional = nn.Sequential(*spatial, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=2))
+    assert lora.attach(convolutional, 2, **lora.targets_for(convolutional)) == ["2", "3"]
+    with pytest.raises(ValueError, match="grouped"):
+        lora.attach(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), 2, twin="0")
+
+
+def test_adapters_of_a_bfloat16_backbone_keep_float32() -> None:
+    layer = lora.adapt(nn.Linear(6, 5).to(torch.bfloat16), 2, twin=True)
+    assert layer.low_quality.up.weight.dtype == torch.float32
+    assert layer(torch.rand(2, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_adapters_alone_are_under_a_hundredth_of_the_published_swin() -> None:
+    with torch.device("meta"):
+        network = Swin()
+        total = sum(parameter.numel() for parameter in network.parameters())
+        lora.attach(network, 8)
+    share = sum(value.numel() for value in lora.adapter_state(network).values()) / total
+    # Twins on qkv and a single one on the last layer, as in the published weights.
+    assert share == pytest.approx(0.00675, abs=2e-4)
