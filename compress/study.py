@@ -23,6 +23,7 @@ from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
 from compress.plan import check
 from compress.run import ROOT, cores, threads
+from compress.teacher_study import teachers
 from export.stage import reference_embeddings
 from faces.cli import run_cli
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
@@ -49,7 +50,10 @@ PAIR_DRAWS = 8
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure what one run cannot show: means and spreads over identity splits."""
+    """Measure what one run cannot show: means and spreads over identity splits, seeds and teachers."""
+
+
+main.add_command(teachers)
 
 
 @main.command()

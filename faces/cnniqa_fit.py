@@ -50,7 +50,7 @@ class Damage:
 
     @classmethod
     def draw(cls, count: int, generator: torch.Generator) -> "Damage":
-        """Resolution log-uniform in 6..112 for two of three faces; then each other kind with its own chance."""
+        """Resolution log-uniform in 6..112 for seven faces of ten; then each other kind with its own chance."""
 
         def uniform(low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(count, generator=generator)

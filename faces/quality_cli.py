@@ -77,12 +77,14 @@ def fit(
         report["map"] = fit_map(quality, crops, seed)
     save(quality, out, report)
     module = Alpha.of(quality, crops, seed)
-    table = Table(box=box.SIMPLE, title=f"{out}: {quality.name}")
+    table = Table(
+        box=box.SIMPLE, title=f"{out}: {quality.name}{'; Spearman on held-out people' if metric is None else ''}"
+    )
     table.add_column("what")
     table.add_column("value", justify="right")
     for kind, value in report.get("spearman", {}).items():
-        kept = ", never trained on" if kind == report["held_out_kind"] else ""
-        table.add_row(f"Spearman, held-out people, {kind}{kept}", f"{value:.3f}")
+        kept = " (kind never trained on)" if kind == report["held_out_kind"] else ""
+        table.add_row(f"Spearman, {kind}{kept}", f"{value:.3f}")
     table.add_row(f"pairs in which the full face beats a {LOW_PX} px one", f"{report['map']['separation']:.3f}")
     table.add_row("t = mu + sigma of these faces", f"{float(module.t):.3f}")
     chosen = np.random.default_rng([seed, 909]).permutation(len(crops))[:256]

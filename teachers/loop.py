@@ -4,8 +4,9 @@ A step depends on (seed, step) alone, and every random number of a face on (seed
 the weights of one with the same global batch, and a killed run ends with those of one that was never killed.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +100,8 @@ def finetune(
             progress(1, f"loss {row['loss']:.3f}")
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             trainer.save(step + 1)
+    if steps == how.steps:
+        trainer.finish()
     teacher.backbone.eval()
     return trainer.curve
 
@@ -132,11 +135,12 @@ class _Trainer:
         self.spread = float("nan") if self.sample is None else spread(self.sample[0])
         self.model = fabric.setup_module(Network(backbone))
         self._freeze()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = _trained(self.model)
         # For one optimiser, Fabric gives one.
         self.optimiser = cast(torch.optim.Optimizer, fabric.setup_optimizers(_optimiser(trained, how)))
         own = [p for p in self.method.parameters() if p.requires_grad]
         self.head_optimiser = _head_optimiser(own, how) if own else None
+        self.mean = _Average(self.model, how.average) if how.average else None
         self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
         self.reader = ThreadPoolExecutor(1)
         self._restore()
@@ -164,7 +168,8 @@ class _Trainer:
         )
 
     def _restore(self) -> None:
-        own = {"method": self.method} | ({"head_optimiser": self.head_optimiser} if self.head_optimiser else {})
+        named = {"method": self.method, "head_optimiser": self.head_optimiser, "mean": self.mean}
+        own = {name: part for name, part in named.items() if part is not None}
         self.parts = {"model": self.model, "optimiser": self.optimiser}, own
         restored = self.checkpoint.load(*self.parts)
         if restored is not None:
@@ -179,17 +184,24 @@ class _Trainer:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
 
     def measure(self, check: Check) -> Row:
+        """What `check` says of the teacher, with the weights that it would end with."""
         self.teacher.eval()
-        found = check(self.teacher)
+        with self.mean.swapped(self.model) if self.mean is not None else contextlib.nullcontext():
+            found = check(self.teacher)
         self._freeze()
         return found
+
+    def finish(self) -> None:
+        """Leave the teacher with its final weights."""
+        if self.mean is not None:
+            self.mean.put(self.model)
 
     def step(self, step: int) -> Row:
         """One optimiser step; returns its row of the curve."""
         how, rate = self.how, self.how.lr * rate_at(step, self.how)
         for optimiser in [self.optimiser, *([self.head_optimiser] if self.head_optimiser else [])]:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["size"]
             optimiser.zero_grad()
         torch.manual_seed(_seed(self.seed, 1 + step * world_size() + rank()))
         row: Row = {"step": step + 1, "lr": rate, "loss": 0.0}
@@ -205,6 +217,8 @@ class _Trainer:
         if self.head_optimiser:
             self.head_optimiser.step()
         self.method.follow(cast(Network, self.model.module).backbone)
+        if self.mean is not None:
+            self.mean.update(self.model)
         self._healthy(row)
         return row
 
@@ -262,6 +276,49 @@ class _Trainer:
             )
 
 
+class _Average(nn.Module):
+    """A moving average of a model's trained parameters, corrected for its start as Adam's moments are.
+
+    torch.optim.swa_utils keeps a whole copy of the model, frozen weights and queues included; this keeps what trains.
+    """
+
+    count: Tensor
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        for i, parameter in enumerate(_trained(model)):
+            self.register_buffer(f"p{i}", torch.zeros_like(parameter.detach()))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.count += 1
+        for i, parameter in enumerate(_trained(model)):
+            self.get_buffer(f"p{i}").lerp_(parameter, 1 - self.decay)
+
+    @torch.no_grad()
+    def put(self, model: nn.Module) -> list[Tensor]:
+        """Write the average into the model; returns what was there."""
+        before = [parameter.detach().clone() for parameter in _trained(model)]
+        if self.count:
+            for i, parameter in enumerate(_trained(model)):
+                parameter.copy_(self.get_buffer(f"p{i}") / (1 - self.decay ** int(self.count)))
+        return before
+
+    @contextlib.contextmanager
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        before = self.put(model)
+        yield
+        with torch.no_grad():
+            for parameter, old in zip(_trained(model), before, strict=True):
+                parameter.copy_(old)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def spread(features: Tensor) -> float:
     """Root mean square distance of unit features (N, D) from their mean, in [0, 1]."""
     unit = torch.nn.functional.normalize(features.float(), dim=1)
@@ -275,9 +332,14 @@ def rate_at(step: int, how: Finetune) -> float:
 
 
 def _optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
-    decayed, plain = ([p for p in parameters if (p.dim() > 1) == flag] for flag in (True, False))
-    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups = [
+        {
+            "params": [parameter],
+            "weight_decay": how.weight_decay if parameter.dim() > 1 else 0.0,
+            "size": max(1e-3, float(parameter.detach().square().mean().sqrt())) if how.relative else 1.0,
+        }
+        for parameter in parameters
+    ]
     if how.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=how.lr, momentum=0.9)
     if how.optimiser == "adagrad":
@@ -288,7 +350,7 @@ def _optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Opt
 def _head_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
     # Sampled class weights have sparse gradients, which AdamW refuses.
     if how.sample_rate < 1 and how.optimiser == "adamw":
-        return torch.optim.SparseAdam(parameters, lr=how.lr)
+        return torch.optim.SparseAdam([{"params": parameters, "size": 1.0}], lr=how.lr)
     return _optimiser(parameters, how)
 
 

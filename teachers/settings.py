@@ -19,8 +19,11 @@ class Finetune:
     """steps: optimiser steps; batch: images a step over all processes (octuplet: two of each person; each image is
     seen in one view, by octuplet and qgface in two); accumulate: micro-batches a step, whose losses do not see each
     other. optimiser, lr, weight_decay, warmup (share of the steps), clip (norm of the backbone's gradient; 0 =
-    off): the rate then falls linearly to zero (the papers' polynomial of power 1). train_batch_norm: batch norms
-    use and learn the batch's statistics; else they stay frozen in evaluation mode.
+    off): the rate then falls linearly to zero (the papers' polynomial of power 1). relative: each tensor's rate is lr
+    times the root mean square of its weights, as in Adafactor: in a network without batch norms, as dlib's with its
+    affine layers folded, weights differ 70-fold in size from layer to layer. average: decay of the moving
+    average of the weights that the teacher ends with (0 = the last weights; not with fsdp). train_batch_norm: batch
+    norms use and learn the batch's statistics; else they stay frozen in evaluation mode.
 
     full, lora, petalface: head (margin loss), margin, scale (None = the loss's own), head_from (where its class
     weights start: the mean embedding of each person's first faces, or random numbers, as published), center:
@@ -31,7 +34,8 @@ class Finetune:
     sees (PartialFC; 1 = the plain head).
 
     octuplet: terms, distance, normalise and triplet_margin (None: the paper's 25 scaled to this teacher's feature
-    norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop).
+    norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop), anchor
+    (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss).
 
     qgface: augmentation; gate (threshold on quality (z + 1) / 2, None = no partition), partition (drop low-quality
     images from the classification), contrastive (queue; none = no contrastive loss), contrastive_weight, both_views
@@ -44,9 +48,11 @@ class Finetune:
     accumulate: Count = 1
     optimiser: Literal["adamw", "sgd", "adagrad"] = "adamw"
     lr: Positive = 5e-4
+    relative: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup: Share = 0.05
     clip: Annotated[float, Field(ge=0)] = 5.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_batch_norm: bool = False
     head: Literal["softmax", "sphereface", "cosface", "arcface", "adaface"] = "cosface"
     margin: Annotated[float, Field(ge=0)] | None = None
@@ -70,6 +76,7 @@ class Finetune:
     normalise: bool = False
     triplet_margin: Positive | None = None
     sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (7, 14, 28)
+    anchor: Annotated[float, Field(ge=0)] = 0.0
     augmentation: Literal["none", "adaface", "ours"] = "ours"
     gate: Share | None = 0.2
     partition: bool = True

@@ -56,7 +56,7 @@ def create_method(how: Finetune, embedding_dim: int, classes: int, backbone: "Ba
     from teachers.methods.qgface import QGFace
 
     if how.method == "octuplet":
-        return Octuplet(how)
+        return Octuplet(how, backbone)
     if how.method == "qgface":
         return QGFace(how, embedding_dim, classes, backbone)
     return {"full": Full, "lora": Lora, "petalface": Petalface}[how.method](how, embedding_dim, classes)

@@ -1,9 +1,10 @@
 """Octuplet fine-tuning: four triplet terms between faces and their low-resolution copies."""
 
+import copy
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from teachers import augment
 from teachers.distributed import gather
@@ -15,14 +16,19 @@ from teachers.settings import Finetune
 class Octuplet(Method):
     """Knoche et al. 2023: two images of each person and their copies at 7, 14 or 28 px, mixed in a batch.
 
-    Both copies share flip, brightness and saturation (section 4.2).
+    Both copies share flip, brightness and saturation (section 4.2). `anchor` adds a term of ours, which the paper
+    leaves out: the distance of either copy's feature from the one that the teacher, as it was, gives the full-size
+    face. It holds the features where they were, so that far larger steps do not collapse them.
     """
 
     sampler: ClassVar[str] = "pairs"
     margin: Tensor
 
-    def __init__(self, how: Finetune) -> None:
+    def __init__(self, how: Finetune, backbone: nn.Module) -> None:
         super().__init__(how)
+        self.before = copy.deepcopy(backbone).requires_grad_(False).eval() if how.anchor else None
+        # A resolution that no term names is not computed.
+        self.sides = [side for side in "hl" if how.anchor or any(side in term for term in how.terms)]
         self.register_buffer("margin", torch.tensor(how.triplet_margin or float("nan"), dtype=torch.float64))
 
     def start(self, features: Tensor, labels: Tensor) -> None:
@@ -31,11 +37,19 @@ class Octuplet(Method):
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
         high = augment.jitter(augment.flip(images, draws), draws, 0.2)
-        return [high, augment.low_resolution(high, augment.mixed_px(draws, self.how.sizes))]
+        low = augment.low_resolution(high, augment.mixed_px(draws, self.how.sizes))
+        return [{"h": high, "l": low}[side] for side in self.sides]
 
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
-        high, low = (gather(view) for view in features)
-        return octuplet_loss(
-            high, low, gather(labels), margin=float(self.margin), terms=self.how.terms,
-            distance=self.how.distance, normalise=self.how.normalise,
+        everyone, how = [gather(view) for view in features], self.how
+        high, low = everyone[0], everyone[-1]
+        losses = octuplet_loss(
+            high, low, gather(labels), margin=float(self.margin), terms=how.terms, distance=how.distance,
+            normalise=how.normalise,
         )  # fmt: skip
+        if self.before is not None:
+            with torch.no_grad():
+                held = gather(self.before.eval()(views[0]).float())
+            away = sum((view - held).norm(dim=1).mean() for view in everyone)
+            losses["anchor"] = how.anchor * away
+        return losses

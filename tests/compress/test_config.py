@@ -5,6 +5,7 @@ import pytest
 
 from compress.config import PRESETS, Config, as_dict, known_keys, load_config
 from faces.errors import UserError
+from teachers.settings import finetune_settings
 
 
 def load(*settings, preset="quick", file=None, options=None, **top):
@@ -17,8 +18,20 @@ def toml(tmp_path, text):
     return str(file)
 
 
-def test_quick_is_the_default_configuration():
-    assert load() == Config()
+def test_quick_is_the_default_configuration_but_for_a_short_fine_tuning():
+    quick = load()
+    assert quick.teacher.finetune.method == "none"
+    assert quick.teacher.finetune.steps < Config().teacher.finetune.steps
+    assert dataclasses.replace(quick, teacher=Config().teacher) == Config()
+
+
+@pytest.mark.parametrize("preset", ["standard", "paper"])
+@pytest.mark.parametrize(("name", "method"), [("swin_b", "petalface"), ("dlib_resnet", "octuplet")])
+def test_the_other_presets_fine_tune_as_suits_the_teacher(preset, name, method):
+    how = load(preset=preset, options={"teacher.name": name}).teacher.finetune
+    assert how == finetune_settings(method)
+    given = load("teacher.finetune.lr=0.5", preset=preset, options={"teacher.finetune.method": "full"}).teacher.finetune
+    assert given == finetune_settings("full", lr=0.5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -31,6 +44,8 @@ def test_a_preset_changes_what_it_names_and_nothing_else(preset):
                 yield prefix + key, value
 
     wanted = dict(flat(as_dict(Config()))) | {"preset": preset} | dict(flat(PRESETS[preset]))
+    if preset != "quick":  # there the method depends on the teacher
+        wanted |= {f"teacher.finetune.{key}": value for key, value in as_dict(finetune_settings("petalface")).items()}
     assert dict(flat(as_dict(load(preset=preset)))) == wanted
 
 

@@ -118,8 +118,13 @@ PLUMBING = {
 }
 
 
-# Imports that no result of the stage depends on: whether the test faces form pairs, counts of parameters, 128.
+# Imports that no result of the stage depends on: whether the test faces form pairs, the pairs of a .bin, the
+# accuracies along a fine-tuning, counts of parameters, 128.
 UNREAD = {
+    "faces/sources/verification_bin.py": {"faces/verification.py"},
+    "teachers/evaluate.py": {"faces/verification.py"},
+    "teachers/finetune.py": {"faces/verification.py"},
+    "compress/tune.py": {"faces/verification.py"},
     "compress/data.py": {"faces/verification.py"},
     "compress/teach.py": {"students/tiny.py"},
     "compress/adapt.py": {"students/tiny.py"},

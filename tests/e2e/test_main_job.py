@@ -53,7 +53,8 @@ def people(tmp_path_factory):
 
 
 def command(people, out, *more):
-    return ["--teacher", "dlib_resnet", "--student", "tiny16", "--data", str(people), "--out", str(out), *more]
+    return ["--teacher", "dlib_resnet", "--student", "tiny16", "--data", str(people), "--out", str(out),
+            "--teacher-method", "none", *more]  # fmt: skip
 
 
 def subprocess_of(*arguments):

@@ -284,8 +284,9 @@ def test_a_damaged_score_is_one_message(kind, network, sharpness, tmp_path):
             tensors["side"] = torch.tensor(10**9)
         about = [1] if kind == "about" else {**about, "stride": "x" if kind == "stride" else 13}
         save_file(tensors, file, {"format": "bridgeface quality 1", "about": json.dumps(about)})
-    with pytest.raises(UserError, match=r"q\.safetensors"):
+    with pytest.raises(UserError, match=r"q\.safetensors is (damaged|no quality score)") as problem:
         create_quality(file)
+    assert ("of this program" in str(problem.value)) == (kind in ("foreign", "about"))
 
 
 def test_pyiqa_metrics_by_name(tmp_path, crops):
@@ -370,6 +371,7 @@ def test_targets_follow_the_stated_formula():
     both = 1 / math.sqrt(1 / 28**2 + (1.5 / 42) ** 2)
     found = _damage(1, px=28.0, sigma=1.5, quality=40.0, gain=0.5, bias=0.0).target()
     assert float(found) == pytest.approx(math.log(both / 6) / math.log(112 / 6) * (1 - 0.2 * 0.6) * 0.9)
+    assert float(_damage(1, gain=1.0, bias=-0.1).target()) == pytest.approx(1 - 0.1 * 0.4)
     # Resolution dominates: the worst of JPEG and light costs less than a reduction to half the pixels at full size.
     worst = float(_damage(1, quality=0.0, gain=0.4, bias=0.15).target())
     assert worst == pytest.approx(0.72)
@@ -524,7 +526,7 @@ def test_the_command_fits_and_scores(tmp_path):
     file = tmp_path / "q.safetensors"
     done = CliRunner().invoke(main, ["fit", "--data", "orl", "--out", str(file), "--steps", "150"])
     assert done.exit_code == 0, done.output
-    assert "held-out people, motion blur, never trained on" in done.stdout
+    assert "motion blur (kind never trained on)" in done.stdout
     about = read_report(file)
     assert about["report"]["steps"] == 150
     assert 0.5 < about["report"]["spearman"]["resolution"] <= 1

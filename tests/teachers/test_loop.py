@@ -19,7 +19,7 @@ from teachers.settings import finetune_settings
 
 SCRATCH = {"train_batch_norm": True, "head_from": "random", "optimiser": "sgd", "lr": 0.05}
 CASES = [
-    ("dlib_resnet", "octuplet", {}),
+    ("dlib_resnet", "octuplet", {"average": 0.7}),
     ("dlib_resnet", "petalface", {"center": 0.01}),
     ("dlib_resnet", "full", {"head": "arcface", "accumulate": 2}),
     ("mobilefacenet", "qgface", SCRATCH),
@@ -154,6 +154,17 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(1 / 90)
+
+
+def test_the_average_is_that_of_the_weights_along_the_way(tmp_path) -> None:
+    options = {"optimiser": "sgd", "lr": 0.02}
+    along = [train(str(tmp_path / str(i)), "dlib_resnet", "octuplet", stop_after=i, **options) for i in range(1, 7)]
+    averaged = train(str(tmp_path / "mean"), "dlib_resnet", "octuplet", average=0.5, **options)
+    shares = [0.5 ** (6 - i) for i in range(1, 7)]
+    for name, value in averaged.items():
+        expected = sum(share * state[name].double() for share, state in zip(shares, along, strict=True)) / sum(shares)
+        assert torch.allclose(value.double(), expected, atol=1e-6), name
+    assert largest_difference(averaged, along[-1]) > 1e-5
 
 
 def test_spread_of_known_features() -> None:

@@ -1,0 +1,154 @@
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import accuracy
+from benchmarks.teacher_rows import TABLES, Row, Table
+from benchmarks.teacher_runs import right_pairs
+from compress import study
+from faces.dataset import CROP_PX
+from faces.files import sha256
+from teachers.settings import finetune_settings
+
+TINY = {"steps": 2, "batch": 8, "lr": 1e-5, "triplet_margin": 0.2}
+
+
+def write_people(folder, count, each, seed):
+    """Identity folders of aligned made faces."""
+    rng = np.random.default_rng(seed)
+    for person in range(count):
+        pattern = cv2.resize(rng.uniform(40, 215, (6, 6, 3)).astype(np.float32), (CROP_PX, CROP_PX))
+        (folder / f"{seed}-{person}").mkdir(parents=True)
+        for shot in range(each):
+            image = (pattern * rng.uniform(0.8, 1.2) + rng.normal(0, 20, pattern.shape)).clip(0, 255)
+            cv2.imwrite(str(folder / f"{seed}-{person}" / f"{shot}.png"), image)
+    return folder
+
+
+def write_pairs(file, people, each, seed):
+    rows = []
+    for fold in range(2):
+        for person in range(fold, people, 2):
+            rows += [(f"{seed}-{person}/{a}.png", f"{seed}-{person}/{b}.png", 1, fold)
+                     for a in range(each) for b in range(a)]  # fmt: skip
+            other = (person + 2) % people
+            rows += [(f"{seed}-{person}/{a}.png", f"{seed}-{other}/{a}.png", 0, fold) for a in range(each)]
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([("key_a", "key_b", "same", "fold"), *rows])
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("accuracy")
+    write_people(folder / "train", 8, 3, 1)
+    write_people(folder / "val", 6, 3, 2)
+    return folder, write_pairs(folder / "pairs.csv", 6, 3, 2)
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """The made faces are aligned already; no detector would find them."""
+    from faces.sources import reader
+
+    real = reader.open_faces
+    monkeypatch.setattr("benchmarks.teacher_runs.open_faces", lambda spec: real(spec, aligned=True))
+    monkeypatch.setattr("compress.teacher_study.open_faces", lambda spec: real(spec, aligned=True))
+
+
+def invoke(data, out, *more):
+    folder, pairs = data
+    arguments = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs, "--folder", out / "work"]
+    done = CliRunner().invoke(accuracy.main, [str(one) for one in (*arguments, "--out", out / "results", *more)])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture
+def small_table(monkeypatch):
+    rows = (
+        Row("none", "none", same=True),
+        Row("octuplet", "octuplet", TINY, seeds=2),
+        Row("hhh", "octuplet", TINY | {"terms": ("hhh",)}),
+    )
+    monkeypatch.setitem(TABLES, "octuplet", Table("Title", "About", rows))
+
+
+def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_table, tmp_path, monkeypatch):
+    invoke(data, tmp_path, "--table", "octuplet", "--row", "none")
+    text = (tmp_path / "results/octuplet.md").read_text()
+    assert "| octuplet | 0 | not run |" in text
+    assert "| none | 1 |" in text
+    assert "same@7" in text
+    invoke(data, tmp_path, "--table", "octuplet")
+    table = json.loads((tmp_path / "results/octuplet.json").read_text())
+    octuplet = next(row for row in table["rows"] if row["row"] == "octuplet")
+    told = octuplet["parts"]["val"]
+    assert (octuplet["seeds_run"], len(told["mean"]["by_seed"])) == (2, 2)
+    assert told["mean"]["accuracy"] == pytest.approx(np.mean(told["mean"]["by_seed"]))
+    low, high = told["mean"]["ci95"]
+    assert low <= told["mean"]["accuracy"] <= high
+    names = ("full", "cross@56", "cross@28", "cross@14", "cross@7")
+    assert told["mean"]["accuracy"] == pytest.approx(np.mean([told[name]["accuracy"] for name in names]))
+    none = next(row for row in table["rows"] if row["row"] == "none")["parts"]["val"]
+    gap = told["against_baseline"]["full"]["points"]
+    assert gap == pytest.approx(told["full"]["accuracy"] - none["full"]["accuracy"])
+    assert (tmp_path / "results/octuplet-roc.svg").stat().st_size > 1000
+    # Nothing is trained again, nor where the scores are gone: a row's JSON says which pairs were right.
+    monkeypatch.setattr("benchmarks.teacher_runs.finetune_teacher", None)
+    before = (tmp_path / "results/octuplet.json").read_bytes()
+    (tmp_path / "work").rename(tmp_path / "elsewhere")
+    invoke(data, tmp_path, "--table", "octuplet")
+    assert (tmp_path / "results/octuplet.json").read_bytes() == before
+
+
+def test_the_bits_of_a_row_are_its_accuracy(data, detector, small_table, tmp_path):
+    invoke(data, tmp_path, "--table", "octuplet", "--row", "none")
+    (file,) = (tmp_path / "results/rows").glob("none-0-*.json")
+    measured = json.loads(file.read_text())["measured"]["val/cross@14"]
+    pairs = sum(1 for _ in (data[1]).open()) - 1
+    assert 100 * right_pairs(measured, pairs).mean() == pytest.approx(measured["accuracy"], abs=1e-3)
+
+
+def test_every_table_is_well_formed():
+    assert len(TABLES["terms"].rows) == 13
+    for table in TABLES.values():
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        assert table.baseline in names
+        for row in table.rows:
+            finetune_settings(row.method, **row.changes)
+
+
+def test_a_student_from_each_teacher(data, detector, small_table, tmp_path):
+    invoke(data, tmp_path, "--table", "octuplet", "--row", "octuplet", "--seed", "0")
+    (tuned,) = (tmp_path / "work").glob("octuplet-0-*/teacher.safetensors")
+    folder, pairs = data
+    arguments = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs, "--seeds", "2",
+                 "--tuned", f"octuplet={tuned}", "--folder", tmp_path / "study", "--out", tmp_path / "out",
+                 "--set", "distill.samples=64", "--set", "distill.batch=16", "--set", "adapt.steps=3"]  # fmt: skip
+    done = CliRunner().invoke(study.main, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out/students-by-teacher.json").read_text())
+    assert [row["teacher"] for row in found["rows"]] == ["none", "octuplet"]
+    for row in found["rows"]:
+        assert list(row["protocols"]) == ["same@16", "cross@16"]
+        one = row["protocols"]["same@16"]
+        assert one["accuracy"] == pytest.approx(np.mean(one["by_seed"]))
+    digest = sha256(tmp_path / "out/students-by-teacher.json")
+    done = CliRunner().invoke(study.main, [str(one) for one in arguments])
+    assert (done.exit_code, sha256(tmp_path / "out/students-by-teacher.json")) == (0, digest)
+
+
+def test_wrong_input_is_one_line(data, tmp_path):
+    folder, pairs = data
+    for more in (["--val", folder / "val", folder / "none.csv"], ["--data", folder / "nowhere"]):
+        base = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs]
+        arguments = [*base[:3], *base[3:], *more, "--out", tmp_path / "o", "--table", "octuplet", "--row", "none"]
+        done = CliRunner().invoke(accuracy.main, [str(one) for one in arguments])
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,132 @@
+"""Teachers fine-tuned as a user does it: alone, under torchrun, and in the pipeline."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from compress import results
+from compress.pipeline import main as pipeline
+from faces.sources import orl
+from faces.sources.record import decode
+from teachers.finetune import main, parse_settings
+from teachers.registry import create_teacher
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["steps=4", "batch=8", "optimiser=sgd", "lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """24 ORL people with four faces each, as PNG files in an identity folder."""
+    folder = tmp_path_factory.mktemp("data") / "people"
+    for record in orl.read():
+        person, shot = record.key.split("/")[1:]
+        if int(person[1:]) <= 24 and int(shot) <= 4:
+            (folder / person).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / person / f"{shot}.png"), decode(record.data))
+    return folder
+
+
+def arguments(people, out, method, *more):
+    sets = [part for one in SMALL for part in ("--set", one)]
+    return ["--method", method, "--teacher", "dlib_resnet", "--data", str(people), "--out", str(out), *sets, *more]
+
+
+def backbone(file):
+    return {name: value for name, value in load_file(file).items() if name.startswith("backbone.")}
+
+
+def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
+    done = CliRunner().invoke(main, arguments(people, tmp_path, "octuplet", "--checks", "1", "--set", "terms=hhh,lll"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "step 0: full" in done.stderr
+    assert "step 4: full" in done.stderr
+    with (tmp_path / "finetune.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"lr", "loss", "hhh", "lll", "full", "cross@7"} <= set(rows[0])
+    assert [row["step"] for row in rows if row["full"]] == ["0", "4"]
+    assert list((tmp_path / "csv").rglob("metrics.csv"))
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+    teacher = create_teacher("dlib_resnet", tmp_path / "teacher.safetensors")
+    plain = create_teacher("dlib_resnet")
+    assert "fine-tuned by octuplet (4 steps)" in teacher.source
+    first = (one.backbone.state_dict()["stem.weight"] for one in (teacher, plain))
+    assert not torch.equal(*first)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "terms=abc"], "terms"),
+        (["--set", "steps"], "key=value"),
+        (["--set", "stepz=3"], "known:"),
+        (["--set", "batch=400"], "lower the batch"),
+        (["--device", "cuda:9"], "cuda:9"),
+        (["--strategy", "fsdp"], "fsdp shards over GPUs"),
+        (["--teacher-weights", "/nowhere.safetensors"], "no weights file"),
+    ],
+)
+def test_a_users_mistake_is_one_line(people, tmp_path, more, words):
+    done = CliRunner().invoke(main, arguments(people, tmp_path / "out", "octuplet", *more))
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_from_words():
+    found = parse_settings(("lr=1e-4", "steps=5", "partition=false", "gate=none", "sizes=7,14", "head=arcface"))
+    assert found == {
+        "lr": 1e-4, "steps": 5, "partition": False, "gate": None, "sizes": (7, 14), "head": "arcface"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_teacher_of_one_process(people, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533", "-m"]
+    for prefix, out in (([sys.executable, "-m"], "one"), (command, "two")):
+        done = subprocess.run(
+            [*prefix, "teachers.finetune", *arguments(people, tmp_path / out, "octuplet", "--checks", "0")],
+            capture_output=True, text=True, cwd=ROOT, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (backbone(tmp_path / out / "teacher.safetensors") for out in ("one", "two"))
+    plain = create_teacher("dlib_resnet").backbone.state_dict()
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    moved = max(float((one[name] - plain[name.removeprefix("backbone.")]).abs().max()) for name in one)
+    assert apart < 1e-5 < moved
+
+
+@pytest.mark.slow
+def test_the_pipeline_fine_tunes_merges_and_distils(people, tmp_path):
+    sets = {
+        "teacher.finetune.steps": 4, "teacher.finetune.batch": 8, "teacher.finetune.quality_steps": 30,
+        "teacher.checks": 1, "distill.samples": 2560, "distill.batch": 128, "adapt.steps": 20,
+        "evaluate.px": [16], "evaluate.most": 30, "benchmark.batches": [1], "data.virtual": 20,
+    }  # fmt: skip
+    parts = [part for key, value in sets.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    command = ["--teacher", "dlib_resnet", "--student", "tiny16", "--data", str(people), "--out", str(tmp_path / "run"),
+               "--teacher-method", "petalface", *parts]  # fmt: skip
+    done = CliRunner().invoke(pipeline, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = results.load(tmp_path / "run/results.json")
+    tuned = found.teacher.finetuned
+    assert (found.teacher.method, tuned.steps) == ("petalface", 4)
+    assert 0 < tuned.trained < found.teacher.params
+    assert tuned.fixed_alpha.merge_max_abs < 1e-5
+    assert set(tuned.fixed_alpha.by_px) == {"full", "16 px"}
+    page = (tmp_path / "run/report.html").read_text()
+    assert "How the teacher learnt to see small faces" in page
+    assert "Accuracy by resolution" in page
+    before = (tmp_path / "run/teacher.safetensors").read_bytes()
+    again = CliRunner().invoke(pipeline, command)
+    assert again.exit_code == 0
+    assert again.stderr.count("done before") == 8
+    assert (tmp_path / "run/teacher.safetensors").read_bytes() == before
