@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scorers import tensor
 
-from faces.align import template_landmarks
+from faces.align import crop, template_landmarks
+from faces.cnniqa import grey
 from faces.dataset import CROP_PX, Faces
 from faces.sources import open_faces
 
@@ -43,3 +45,13 @@ def noise_faces() -> Callable[..., Faces]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def crops(orl):
+    return crop(orl.images[::4], orl.landmarks[::4], "arcface")
+
+
+@pytest.fixture(scope="module")
+def greys(crops):
+    return grey(tensor(crops))
