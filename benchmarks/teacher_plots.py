@@ -12,13 +12,18 @@ from faces.files import whole
 
 _ROC = {"octuplet": ("none", "octuplet")}
 _SIMILARITY = {"qgface": ("baseline", "E: qgface")}
+_GRADIENTS = {"petalface": ("full", "petalface")}
 _LEVELS = ("full", "cross@28", "cross@14", "cross@7")
 
 
 def draw(bench: Bench, name: str, table: Table, out: Path) -> None:
     """The figures of a table, where the scores of seed 0 are kept here; SVG files in `out`."""
     there = {row.name: row for row in table.rows if bench.scores(row, 0)}
-    for kind, wanted in ((_roc, _ROC.get(name)), (_similarity, _SIMILARITY.get(name))):
+    for kind, wanted in (
+        (_roc, _ROC.get(name)),
+        (_similarity, _SIMILARITY.get(name)),
+        (_gradients, _GRADIENTS.get(name)),
+    ):
         if wanted and all(one in there for one in wanted):
             kind(bench, [there[one] for one in wanted], out / f"{name}-{kind.__name__[1:]}.svg")
 
@@ -54,6 +59,22 @@ def _similarity(bench: Bench, rows: list[Row], path: Path) -> None:
             gap = values[part.pairs.same].mean() - values[~part.pairs.same].mean()
             place.set(title=f"{row.name}, {level}: gap {gap:.2f}", xlabel="similarity")
             place.legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def _gradients(bench: Bench, rows: list[Row], path: Path) -> None:
+    """PETALface, Figure 4: the values of the first step's gradient; each panel has an axis of its own."""
+    told_of = [(bench.read(row, 0) or {}).get("first_gradient") for row in rows]
+    if not all(told_of):
+        return
+    figure, axes = _panels(len(rows), 1)
+    for place, row, told in zip(axes[0], rows, told_of, strict=True):
+        assert told is not None
+        edge, counts = told["edge"], told["counts"]
+        edges = np.linspace(-edge, edge, len(counts) + 1)
+        place.stairs(counts, edges, fill=True)
+        place.set(yscale="log", xlabel="gradient", ylabel="parameters",
+                  title=f"{row.name}: norm {told['norm']:.2g}, {told['values']:,} values")  # fmt: skip
     _save(figure, path)
 
 

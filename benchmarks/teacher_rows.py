@@ -98,13 +98,14 @@ TABLES: dict[str, Table] = {
         "margin 0.2, batch 48",
     ),
     "petalface": Table(
-        "Full fine-tuning, single LoRA and PETALface",
+        "Full fine-tuning, single LoRA and PETALface; QGFace on the same teacher beside them",
         "Narayan et al. 2024",
         (
             _NONE,
             Row("full", "full", ADAPT, seeds=3),
             Row("lora", "lora", ADAPT, seeds=3),
             Row("petalface", "petalface", ADAPT, seeds=3),
+            Row("qgface", "qgface", ADAPT | {"batch": 48}),
         ),
     ),
     "qgface": Table(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from benchmarks.teacher_rows import Row
 from faces.dataset import Faces, concatenate
@@ -20,7 +21,8 @@ from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 from faces.sources import open_faces
 from faces.verification import Pairs, Roc, correct_by_fold, read_pairs
-from teachers.evaluate import pair_scores
+from teachers.alpha import ALPHA
+from teachers.evaluate import CROSS_PX, pair_scores
 from teachers.fabric import create_fabric
 from teachers.finetune import TUNED, finetune_teacher
 from teachers.registry import create_single
@@ -106,7 +108,8 @@ class Bench:
         if row.method != "none":
             fabric = create_fabric(folder=folder)
             curve = finetune_teacher(
-                teacher, self.train, how, seed, folder, fabric, base=row.weights, progress=progress
+                teacher, self.train, how, seed, folder, fabric, base=row.weights, progress=progress,
+                first_gradient=lambda gradient: facts.update(first_gradient=histogram(gradient)),
             )  # fmt: skip
             facts["curve"] = curve[:: max(1, len(curve) // 20)]
             trained = sum(p.numel() for p in teacher.backbone.parameters() if p.requires_grad)
@@ -117,7 +120,9 @@ class Bench:
         with whole(folder / SCORES) as temporary:
             np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
         if teacher.alpha is not None:
-            facts["alpha"] = teacher.alpha.describe()  # type: ignore[operator]
+            facts["alpha"] = json.loads((folder / ALPHA).read_text())
+        if row.method == "qgface":
+            facts["norm_resolution_spearman"] = round(norm_correlation(teacher, self.parts[-1].faces), 4)
         found = {
             "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
             "settings": settings, "metric": teacher.metric, "torch": torch.__version__,
@@ -153,6 +158,25 @@ class Bench:
         if not file.is_file():
             raise UserError(f"the teacher of row {row.name}, seed {seed} is not in {self.folder}: run its table first")
         return file
+
+
+def histogram(gradient: torch.Tensor, bins: int = 81) -> dict[str, Any]:
+    """Counts of the values in `bins` equal bins over +- the 99.9th percentile of their sizes, and their norm."""
+    values = gradient.detach().cpu().numpy()
+    edge = float(np.quantile(np.abs(values), 0.999))
+    counts, _ = np.histogram(values.clip(-edge, edge), bins, (-edge, edge))
+    return {"edge": edge, "counts": counts.tolist(), "norm": float(np.linalg.norm(values)), "values": len(values)}
+
+
+def norm_correlation(teacher: Teacher, faces: Faces, count: int = 150) -> float:
+    """Spearman's rank correlation of the feature's norm with the resolution of the same faces, from 7 px to full.
+
+    Below about .5 QGFace's gate, which takes the norm for quality, is blind.
+    """
+    chosen = faces.subset(np.random.default_rng(0).permutation(len(faces))[:count])
+    levels = [px or teacher.input_px for px in CROSS_PX]
+    norms = [np.linalg.norm(teacher.embed_faces(chosen, px), axis=1) for px in CROSS_PX]
+    return float(spearmanr(np.repeat(levels, len(chosen)), np.concatenate(norms)).statistic)
 
 
 def right_pairs(measured: dict[str, Any], count: int) -> NDArray[np.bool_]:

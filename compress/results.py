@@ -52,6 +52,8 @@ class Finetuned(_Part):
     """Optimiser steps."""
     trained: Count
     """Parameters that changed: the adapters', or all."""
+    alpha_percentiles: dict[str, list[Fraction]] | None = None
+    """Optional: the 5%, 50% and 95% points of alpha over training faces, `full` size and at `16` px."""
     fixed_alpha: FixedAlpha | None = None
     """Optional: where images have an alpha of their own."""
 

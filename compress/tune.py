@@ -1,6 +1,7 @@
 """The teacher stage's fine-tuning: adapt the teacher to low resolution, and measure what one fixed alpha costs."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from faces.errors import UserError
 from faces.files import whole
 from faces.verification import make_pairs
 from teachers import lora
+from teachers.alpha import ALPHA
 from teachers.ensemble import Ensemble
 from teachers.fabric import create_fabric
 from teachers.finetune import CURVE, TUNED, finetune_teacher, resolution_check
@@ -63,6 +65,8 @@ def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict
             shutil.copyfile(folder / kept, temporary)
     facts: dict[str, Any] = {"steps": how.steps, "trained": _trained(teacher)}
     if kind_of(how.method).needs_alpha:
+        told = json.loads((folder / ALPHA).read_text())
+        facts["alpha_percentiles"] = told["percentiles_5_50_95"]
         with threads(cores()):
             facts["fixed_alpha"] = price_of_one_alpha(teacher, test)
     return facts

@@ -12,6 +12,7 @@ from faces.cnniqa import CNNIQA
 from faces.cnniqa_fit import fit_cnniqa
 from faces.dataset import Faces
 from faces.errors import UserError
+from faces.files import write_json
 from faces.pyiqa_metric import create_metric
 from faces.quality import Alpha, Quality
 from teachers import augment
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from teachers.teacher import Teacher
 
+ALPHA = "alpha.json"
 _SAMPLE, _LARGEST_FIT = 512, 4000
 
 
@@ -31,16 +33,24 @@ def prepare_alpha(teacher: "Teacher", faces: Faces, how: Finetune, seed: int, fo
 
     `how.quality` is `fitted` (a CNN-IQA fitted here, `how.quality_steps` steps), a pyiqa metric or a file of
     `faces.quality`. t = mu + sigma over a sample of the training faces in the mix of resolutions that training
-    shows (Algorithm 1). One process fits, all read.
+    shows (Algorithm 1). One process fits, all read. FOLDER/alpha.json tells t, alpha's 5%, 50% and 95% points at full
+    size and at 16 px, and how well a fitted score sees resolution in people that it was not fitted on.
     """
     file = folder / "quality.safetensors"
     if rank() == 0 and not file.is_file():
         score, report = _fit(teacher, faces, how, seed)
         quality.save(score, file, report)
     fabric.barrier()
-    score = quality.create_quality(file)
-    mixed = _mixed(_crops(teacher, faces, seed, _SAMPLE), how, seed)
-    return Alpha(score, quality.threshold(score.of(mixed))).to(fabric.device)
+    score, crops = quality.create_quality(file), _crops(teacher, faces, seed, _SAMPLE)
+    alpha = Alpha(score, quality.threshold(score.of(_mixed(crops, how, seed))))
+    if rank() == 0:
+        told = {
+            "t": float(alpha.t),
+            "percentiles_5_50_95": quality.alpha_percentiles(alpha, crops),
+            "score": quality.read_report(file)["report"],
+        }
+        write_json(folder / ALPHA, told)
+    return alpha.to(fabric.device)
 
 
 def _fit(teacher: "Teacher", faces: Faces, how: Finetune, seed: int) -> tuple[Quality, dict[str, Any]]:

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m teachers.finetune --method petalface --teacher sw
 
 import contextlib
 import csv
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from faces.errors import UserError
 from faces.files import lock, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, make_pairs, read_pairs
-from teachers.alpha import prepare_alpha
+from teachers.alpha import ALPHA, prepare_alpha
 from teachers.distributed import rank
 from teachers.evaluate import CROSS_PX, accuracies, pair_scores
 from teachers.fabric import PRECISIONS, STRATEGIES, create_fabric
@@ -156,6 +157,9 @@ def main(
         )  # fmt: skip
     if rank() == 0:
         _tell(console, curve, out)
+        if (out / ALPHA).is_file():
+            points = json.loads((out / ALPHA).read_text())["percentiles_5_50_95"]
+            console.print(f"alpha, 5 / 50 / 95 % of training faces: {points}", highlight=False, soft_wrap=True)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from faces.align import crop
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import fingerprint
+from faces.partition import rank_slice
 from teachers import augment, lora
 from teachers.checkpoint import Checkpoint
 from teachers.distributed import all_sum, gather, global_batch_norm, rank, world_size
@@ -67,14 +68,16 @@ def finetune(
     checks: int = 4,
     checkpoint_every: int = 25,
     stop_after: int | None = None,
+    first_gradient: Callable[[Tensor], None] | None = None,
 ) -> list[Row]:
     """Fine-tune `teacher` in place on the labelled `faces`; returns the curve, about 200 rows, the loss terms in it.
 
     Continues from the checkpoint in `folder`, where one of the same settings, seed and faces lies there; the weights
     then are those of a run that was never stopped. `check` is called before the first step, `checks` times on the
     way and at the end. `progress` gets (steps done, a few words). `stop_after` ends early, as a kill would, with a
-    checkpoint. UserError: too few people, a batch that the processes cannot share, a checkpoint of another run, a
-    loss that is not finite, features that collapse to one point.
+    checkpoint. `first_gradient` gets the whole gradient of the first step, before clipping, in one row. UserError:
+    too few people, a batch that the processes cannot share, a checkpoint of another run, a loss that is not finite,
+    features that collapse to one point.
     """
     if how.batch % world_size():
         raise UserError(f"a batch of {how.batch} does not divide among {world_size()} processes")
@@ -91,7 +94,7 @@ def finetune(
     for step in range(trainer.done, steps):
         if check and step == 0:
             trainer.curve.append({"step": 0, **trainer.measure(check)})
-        row = trainer.step(step)
+        row = trainer.step(step, first_gradient if step == 0 else None)
         if (step + 1) % every == 0 or step + 1 in moments or step == 0:
             if check and step + 1 in moments:
                 row |= trainer.measure(check)
@@ -196,8 +199,8 @@ class _Trainer:
         if self.mean is not None:
             self.mean.put(self.model)
 
-    def step(self, step: int) -> Row:
-        """One optimiser step; returns its row of the curve."""
+    def step(self, step: int, look: Callable[[Tensor], None] | None = None) -> Row:
+        """One optimiser step; returns its row of the curve. `look` gets the backbone's gradient."""
         how, rate = self.how, self.how.lr * rate_at(step, self.how)
         for optimiser in [self.optimiser, *([self.head_optimiser] if self.head_optimiser else [])]:
             for group in optimiser.param_groups:
@@ -209,6 +212,8 @@ class _Trainer:
             with self.fabric.no_backward_sync(self.model, enabled=micro < how.accumulate - 1):
                 self._backward(step * how.accumulate + micro, row)
         self._share_head_gradients()
+        if look:
+            look(torch.cat([p.grad.flatten() for p in _trained(self.model) if p.grad is not None]))
         if how.clip:
             norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=how.clip, error_if_nonfinite=False)
             if norm is not None:
@@ -251,8 +256,7 @@ class _Trainer:
 
     def _cut(self, position: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
         batch, epoch = self.stream.at(position)
-        share = len(batch) // world_size()
-        mine = batch[rank() * share : (rank() + 1) * share]
+        mine = rank_slice(batch, rank(), world_size())
         crops = crop(self.faces.images[mine], self.faces.landmarks[mine], self.teacher.template, self.teacher.input_px)
         return crops, augment.keyed_draws(self.seed, epoch, mine), self.faces.identities[mine]
 

@@ -5,19 +5,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faces.errors import UserError
+from faces.partition import epoch_order, global_batches
 
 Epoch = list[NDArray[np.int64]]
 """Batches of face indices, in order."""
 
 
 def shuffled(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
-    """Every labelled face once, in batches; a last incomplete batch is dropped (where there is another one)."""
+    """Every labelled face once, in batches; a last incomplete batch is left out of the epoch."""
     known = np.flatnonzero(labels >= 0)
-    order = np.random.default_rng([seed, 11, epoch]).permutation(known)
-    whole = len(order) // batch
-    if not whole:
+    if len(known) < batch:
         raise UserError(f"a batch of {batch} needs as many labelled faces; there are {len(known)}: lower the batch")
-    return list(order[: whole * batch].reshape(whole, batch))
+    return list(global_batches(known[epoch_order(len(known), seed, epoch)], batch))
 
 
 def two_per_identity(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
