@@ -8,7 +8,7 @@ from torch import Tensor
 
 from faces import quality
 from faces.align import crop
-from faces.cnniqa import CNNIQA
+from faces.cnniqa import CNNIQA, PATCH_PX
 from faces.cnniqa_fit import fit_cnniqa
 from faces.dataset import Faces
 from faces.errors import UserError
@@ -59,6 +59,8 @@ def _fit(teacher: "Teacher", faces: Faces, how: Finetune, seed: int) -> tuple[Qu
         chosen = faces.subset(np.random.default_rng([seed, 14]).permutation(len(faces))[:_LARGEST_FIT])
         crops = crop(chosen.images, chosen.landmarks, "arcface")
         network, report = fit_cnniqa(crops, chosen.identities, seed, steps=how.quality_steps)
+        # The published, non-overlapping patches: a score takes a third less time.
+        network.stride = PATCH_PX
         score = Quality(network, "fitted CNN-IQA", lower_better=False)
     else:
         score = quality.create_quality(how.quality)

@@ -61,8 +61,6 @@ def finetune_teacher(
     if kind.needs_alpha:
         teacher.alpha = prepare_alpha(teacher, faces, how, seed, folder, fabric)
     curve = finetune(teacher, faces, how, seed, fabric, folder, progress=progress, check=check, **options)
-    if kind.cosine:
-        teacher.metric = "cosine"
     if rank() == 0:
         save_tuned(folder / TUNED, teacher, how, base)
         write_curve(folder / CURVE, curve)

@@ -147,6 +147,9 @@ class _Trainer:
         self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
         self.reader = ThreadPoolExecutor(1)
         self._restore()
+        if self.method.centre is not None:
+            # Cosines are trained, so they are what the teacher is compared by from now on.
+            teacher.centre, teacher.metric = self.method.centre, "cosine"
 
     def _freeze(self) -> None:
         """Training mode, but for batch norms that stay as they are."""

@@ -27,7 +27,8 @@ class Teacher(nn.Module):
     template: which of `faces.align.TEMPLATES` its crops follow; metric: how two embeddings, which are not
     normalised, are compared; source: where the weights came from; bootstrap: they are no trained
     recognition weights but a closed-form stand-in (`teachers.bootstrap`); trainable: false for a frozen file;
-    alpha: gives twin adapters each image's quality, (N, 3, p, p) to (N,), or None; members: itself, as an
+    alpha: gives twin adapters each image's quality, (N, 3, p, p) to (N,), or None; centre: (D,), taken from every
+    embedding, or None; members: itself, as an
     `Ensemble` has several.
     """
 
@@ -52,6 +53,8 @@ class Teacher(nn.Module):
         self.source = source
         self.trainable = backbone.trainable
         self.alpha: nn.Module | None = None
+        self.centre: Tensor | None
+        self.register_buffer("centre", None)
 
     @property
     def bootstrap(self) -> bool:
@@ -68,10 +71,9 @@ class Teacher(nn.Module):
         return torch.device("cpu") if held is None else held.device
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.alpha is None:
-            return self.backbone(x)
-        with lora.use_alpha(self.backbone, self.alpha(x)):
-            return self.backbone(x)
+        with lora.use_alpha(self.backbone, lora.DEFAULT_ALPHA if self.alpha is None else self.alpha(x)):
+            features = self.backbone(x)
+        return features if self.centre is None else features - self.centre
 
     def embed(
         self, images: NDArray[np.uint8], batch: int = 64, progress: Callable[[int], None] | None = None

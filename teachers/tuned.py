@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from teachers.teacher import Teacher
 
 _FORMAT = "bridgeface-teacher-1"
-_BACKBONE, _ALPHA = "backbone.", "alpha."
+_BACKBONE, _ALPHA, _CENTRE = "backbone.", "alpha.", "centre"
 
 
 def save_tuned(path: str | Path, teacher: "Teacher", how: Finetune, base: str | Path | None) -> None:
@@ -56,6 +56,8 @@ def save_tuned(path: str | Path, teacher: "Teacher", how: Finetune, base: str | 
         assert isinstance(teacher.alpha, Alpha)
         notes["alpha"], alpha = alpha_notes(teacher.alpha), alpha_state(teacher.alpha)
         tensors |= {_ALPHA + name: value.detach().cpu().contiguous() for name, value in alpha.items()}
+    if teacher.centre is not None:
+        tensors[_CENTRE] = teacher.centre.detach().cpu().contiguous()
     with whole(path) as temporary:
         # One note only: safetensors writes several in an order of chance.
         save_file(tensors, temporary, {"bridgeface": json.dumps(notes)})
@@ -99,7 +101,7 @@ def apply_tuned(teacher: "Teacher", path: str | Path) -> "Teacher":
     if "alpha" in notes:
         alpha = {name.removeprefix(_ALPHA): v for name, v in tensors.items() if name.startswith(_ALPHA)}
         teacher.alpha = alpha_from(notes["alpha"], alpha, path)
-    teacher.metric = notes["metric"]
+    teacher.centre, teacher.metric = tensors.get(_CENTRE), notes["metric"]
     teacher.source = f"{teacher.source}, fine-tuned by {how.method} ({how.steps} steps)"
     return teacher.requires_grad_(False).eval()
 

@@ -20,9 +20,10 @@ _FORMAT = "bridgeface-bootstrap-1"
 
 
 class Bootstrap(Backbone):
-    """A random Swin in bfloat16 (frozen) and a linear layer to 128, float32; compare by the cosine.
+    """A random Swin (frozen, bfloat16 values) and a linear layer to 128, float32; compare by the cosine.
 
-    The random weights depend on `seed` alone; `options` go to `Swin`. `forward` raises UserError until the
+    It computes in bfloat16 where the processor does so fast, else in float32: without such instructions a CPU is
+    seven times slower in bfloat16. The random weights depend on `seed` alone; `options` go to `Swin`. `forward` raises UserError until the
     linear layer is fitted.
     """
 
@@ -31,13 +32,15 @@ class Bootstrap(Backbone):
         self.lora_targets = OFFICIAL_TARGETS | {"single": r"^head$"}
         self.seed, self.options = seed, options
         self.net = random_swin(seed, **options)
+        self.precision = torch.bfloat16 if fast_bfloat16() else torch.float32
+        self.net.to(self.precision)
         self.head = nn.Linear(self.net.features_dim, 128)
         self.input_px, self.embedding_dim = self.net.input_px, 128
         self.fitted = False
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, 3, p, p) in [0, 1] to (N, features) bfloat16."""
-        return self.net.features(x.to(torch.bfloat16))
+        """(N, 3, p, p) in [0, 1] to (N, features)."""
+        return self.net.features(x.to(self.precision))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fitted:
@@ -48,7 +51,8 @@ class Bootstrap(Backbone):
         """SHA-256 over the random weights: equal seeds give equal ones only with the same generator."""
         digest = hashlib.sha256()
         for parameter in self.net.parameters():
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            values = parameter.detach().cpu().to(torch.bfloat16).contiguous()
+            digest.update(values.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -87,6 +91,12 @@ def is_bootstrap(path: str | Path) -> bool:
             return (file.metadata() or {}).get("format") == _FORMAT
     except (SafetensorError, OSError):
         return False
+
+
+def fast_bfloat16() -> bool:
+    """Has this processor instructions for bfloat16 (AMX or AVX-512 BF16)? True where it cannot be told."""
+    asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return any(one is None or one() for one in asked)
 
 
 def random_swin(seed: int, **options: Any) -> Swin:

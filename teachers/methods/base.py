@@ -19,14 +19,17 @@ class Method(nn.Module):
     """
 
     sampler: ClassVar[str] = "shuffled"
-    cosine: ClassVar[bool] = False
-    """Does it train cosines? Then the fine-tuned teacher is compared by them."""
     needs_alpha: ClassVar[bool] = False
     """Does the teacher need a per-image alpha?"""
 
     def __init__(self, how: Finetune) -> None:
         super().__init__()
         self.how = how
+        self.register_buffer("centre", None)
+
+    centre: Tensor | None
+    """(D,): what is taken from the features before cosines are trained, and then from the teacher's own; or None
+    where a method trains other distances."""
 
     @staticmethod
     def adapt(backbone: "Backbone", how: Finetune) -> None:
@@ -43,6 +46,10 @@ class Method(nn.Module):
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
         """Loss terms from this process's features, one (n, D) a view, labels (n,) and the views themselves."""
         raise NotImplementedError
+
+    def centred(self, features: list[Tensor]) -> list[Tensor]:
+        """The features without their centre."""
+        return features if self.centre is None else [view - self.centre for view in features]
 
     def follow(self, backbone: nn.Module) -> None:
         """Called behind each step, for what follows the backbone as it learns."""

@@ -1,7 +1,5 @@
 """Full fine-tuning with a margin loss: the baseline that forgets."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,15 +18,15 @@ from teachers.settings import Finetune
 class Full(Method):
     """A margin loss over the public identities, on faces of which a share is seen at low resolution."""
 
-    cosine: ClassVar[bool] = True
-
     def __init__(self, how: Finetune, embedding_dim: int, classes: int) -> None:
         super().__init__(how)
+        self.centre = torch.zeros(embedding_dim)
         self.head = create_head(how, embedding_dim, classes)
         self.center = CenterLoss(embedding_dim, classes) if how.center else None
 
     def start(self, features: Tensor, labels: Tensor) -> None:
-        start_proxies(self.head, features, labels, self.how)
+        self.centre = start_centre(features, self.how)
+        start_proxies(self.head, features - self.centre, labels, self.how)
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
         how = self.how
@@ -36,7 +34,7 @@ class Full(Method):
         return [augment.low_resolution(augment.flip(images, draws), px)]
 
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
-        (mine,) = features
+        (mine,) = self.centred(features)
         if isinstance(self.head, PartialFC):
             losses = {"class": self.head(mine, labels)}
         else:
@@ -57,6 +55,12 @@ def create_head(how: Finetune, embedding_dim: int, classes: int) -> nn.Module:
     if how.head == "adaface":
         return AdaFace(embedding_dim, classes, 0.4 if how.margin is None else how.margin, how.scale or 64.0)
     return create_margin(how.head, embedding_dim, classes, how.margin, how.scale)
+
+
+def start_centre(features: Tensor, how: Finetune) -> Tensor:
+    """The middle of a trained teacher's features, (D,): what all faces share makes every cosine large, as in dlib's
+    network, which was trained by distances. Near 0 where cosines were trained; 0 for random weights."""
+    return features.median(0).values if how.head_from == "means" else torch.zeros_like(features[0])
 
 
 @torch.no_grad()

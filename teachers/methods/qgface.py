@@ -1,6 +1,6 @@
 """QGFace: classification for images of high quality, comparison with other images for those of low quality."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from teachers.losses.adaface import AdaFace
 from teachers.losses.contrastive import contrastive_loss, pair_gate, quality_gate
 from teachers.losses.queues import create_pool
 from teachers.methods.base import Method
-from teachers.methods.full import create_head, start_proxies
+from teachers.methods.full import create_head, start_centre, start_proxies
 from teachers.settings import Finetune
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ class QGFace(Method):
     Table I are AdaFace on such images, with `partition` those of low quality left out of the loss.
     """
 
-    cosine: ClassVar[bool] = True
-
     def __init__(self, how: Finetune, embedding_dim: int, classes: int, backbone: "Backbone") -> None:
         super().__init__(how)
         if how.head != "adaface" or how.sample_rate < 1:
             raise UserError("qgface learns quality from AdaFace's norms: set head=adaface, sample_rate=1")
+        self.centre = torch.zeros(embedding_dim)
         head = create_head(how, embedding_dim, classes)
         assert isinstance(head, AdaFace)
         self.head = head
@@ -43,7 +42,8 @@ class QGFace(Method):
         self.pool = create_pool(contrastive, classes, embedding_dim, backbone)
 
     def start(self, features: Tensor, labels: Tensor) -> None:
-        start_proxies(self.head, features, labels, self.how)
+        self.centre = start_centre(features, self.how)
+        start_proxies(self.head, features - self.centre, labels, self.how)
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
         images = augment.flip(images, draws)
@@ -52,6 +52,7 @@ class QGFace(Method):
         return [augmented] if self.views == 1 else [augmented, images]
 
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
+        features = self.centred(features)
         everyone = [gather(view) for view in features]
         labels = gather(labels)
         both = torch.cat(everyone)

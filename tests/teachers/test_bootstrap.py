@@ -154,7 +154,19 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(2)
     other = Bootstrap(3, **SMALL_SWIN)
     assert one.fingerprint() == other.fingerprint() != Bootstrap(4, **SMALL_SWIN).fingerprint()
-    assert all(parameter.dtype == torch.bfloat16 for parameter in one.net.parameters())
+    assert all(torch.equal(p, p.to(torch.bfloat16).to(p.dtype)) for p in one.net.parameters())
+
+
+def test_both_precisions_are_the_same_network(monkeypatch) -> None:
+    pair = []
+    for fast in (True, False):
+        monkeypatch.setattr("teachers.backbones.bootstrap.fast_bfloat16", lambda fast=fast: fast)
+        pair.append(Bootstrap(3, **SMALL_SWIN))
+    assert [one.precision for one in pair] == [torch.bfloat16, torch.float32]
+    assert pair[0].fingerprint() == pair[1].fingerprint()
+    x = torch.rand(2, 3, 120, 120)
+    low, high = (one.features(x).float() for one in pair)
+    assert torch.nn.functional.cosine_similarity(low, high).min() > 0.999
 
 
 def test_the_number_of_views() -> None:

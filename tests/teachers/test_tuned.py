@@ -35,8 +35,8 @@ def tuned_teacher(method: str) -> tuple[Teacher, torch.nn.Module]:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     if kind.needs_alpha:
         teacher.alpha = made_alpha()
-    if kind.cosine:
-        teacher.metric = "cosine"
+    if method != "octuplet":
+        teacher.metric, teacher.centre = "cosine", torch.full((teacher.embedding_dim,), 0.1)
     return teacher.eval(), how
 
 
