@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ _POINTER = "checkpoint.json"
 
 
 class Checkpoint:
-    def __init__(self, folder: Path, key: str, fabric: "Fabric") -> None:
-        self.folder, self.key, self.fabric = folder, key, fabric
+    def __init__(self, folder: Path, key: str, fabric: "Fabric", keep: Callable[[str], bool]) -> None:
+        """keep: which of the model's entries change in training; the others are not stored."""
+        self.folder, self.key, self.fabric, self.keep = folder, key, fabric, keep
 
     def exists(self) -> bool:
         return (self.folder / _POINTER).is_file()
@@ -36,7 +38,7 @@ class Checkpoint:
         name = f"step-{notes['step']:08d}"
         state = self.folder / name
         state.mkdir(parents=True, exist_ok=True)
-        self.fabric.save(state / "model.ckpt", dict(shared))
+        self.fabric.save(state / "model.ckpt", dict(shared), filter={"model": lambda name, _: self.keep(name)})
         with whole(state / f"rank-{rank()}.pt") as temporary:
             torch.save({part: one.state_dict() for part, one in own.items()}, temporary)
         self.fabric.barrier()
@@ -66,7 +68,7 @@ class Checkpoint:
                 raise ValueError("its settings, seed, teacher or faces differ")
             if processes != world_size():
                 raise ValueError(f"it was written by {processes} processes, these are {world_size()}")
-            self.fabric.load(state / "model.ckpt", dict(shared), weights_only=True)
+            self.fabric.load(state / "model.ckpt", dict(shared), strict=False, weights_only=True)
             saved = torch.load(state / f"rank-{rank()}.pt", map_location=self.fabric.device, weights_only=True)
             for part, one in own.items():
                 one.load_state_dict(saved[part])

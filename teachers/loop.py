@@ -126,7 +126,8 @@ class _Trainer:
         self.method = method.to(fabric.device)
         self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
         key = fingerprint([asdict(how), seed, faces.keys, teacher.name, teacher.source])
-        self.checkpoint = Checkpoint(folder, key, fabric)
+        adapted = any(lora.is_adapter(name) for name, _ in teacher.backbone.named_parameters())
+        self.checkpoint = Checkpoint(folder, key, fabric, lora.is_adapter if adapted else lambda _: True)
         self.curve: list[Row] = []
         self.done = 0
         backbone = teacher.backbone.to(fabric.device)

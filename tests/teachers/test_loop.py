@@ -105,6 +105,14 @@ def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
         train(folder, "dlib_resnet", "octuplet")
 
 
+def test_a_state_holds_what_trains(tmp_path) -> None:
+    sizes = {}
+    for method in ("full", "lora"):
+        train(str(tmp_path / method), "dlib_resnet", method, stop_after=2, rank=1)
+        sizes[method] = next((tmp_path / method).glob("step-*/model.ckpt")).stat().st_size
+    assert sizes["lora"] < 0.5 * sizes["full"]
+
+
 def test_only_the_newest_state_is_kept(tmp_path) -> None:
     train(str(tmp_path), "dlib_resnet", "octuplet", stop_after=5)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000005"]
