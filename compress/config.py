@@ -137,7 +137,9 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The embedded ORL faces: minutes on two cores, also where --teacher-method asks for a handful of steps.
-    "quick": {"teacher": {"finetune": {"steps": 20, "batch": 16, "quality_steps": 60}}},
+    "quick": {
+        "teacher": {"finetune": {"steps": 20, "batch": 16, "quality_steps": 60}, "checks": 1, "check_pairs": 20},
+    },
     # The user's own faces: more samples, larger batches.
     "standard": {"data": {"virtual": 0}, "distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
     # Section III-D and IV of the paper: SGD at .001, batch 256, 16 fixed versions a face, squared regression,

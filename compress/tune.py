@@ -29,7 +29,7 @@ from teachers.teacher import Teacher
 from teachers.tuned import apply_tuned
 
 TUNED_FILE, CURVE_FILE = "teacher.safetensors", "finetune.csv"
-_MEASURED = 128
+_MEASURED = 32
 """Faces on which the price of one fixed alpha is measured."""
 
 

@@ -53,6 +53,12 @@ class Checkpoint:
                     shutil.rmtree(old)
         self.fabric.barrier()
 
+    def backbone(self) -> dict[str, torch.Tensor]:
+        """The backbone's entries in the newest state, whole."""
+        found = json.loads((self.folder / _POINTER).read_text())
+        state = torch.load(self.folder / found["state"] / "model.ckpt", map_location="cpu", weights_only=True)["model"]
+        return {name.removeprefix("backbone."): value for name, value in state.items()}
+
     def load(self, shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any] | None:
         """The notes of the newest state, whose tensors are put into `shared` and `own`; None where there is none.
 

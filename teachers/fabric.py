@@ -75,6 +75,13 @@ def fsdp_strategy(backbone: nn.Module | None) -> Any:
     return FSDPStrategy(auto_wrap_policy=kinds or None, state_dict_type="full")
 
 
+def is_sharded(fabric: "Fabric") -> bool:
+    """Does no process hold the whole network?"""
+    from lightning_fabric.strategies import FSDPStrategy
+
+    return isinstance(fabric.strategy, FSDPStrategy)
+
+
 def block_classes(backbone: nn.Module) -> set[type[nn.Module]]:
     """The classes of what stands in a row in the backbone: members of its Sequentials and ModuleLists that hold
     parameters and children of their own."""

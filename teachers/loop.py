@@ -5,8 +5,9 @@ the weights of one with the same global batch, and a killed run ends with those 
 """
 
 import contextlib
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +25,10 @@ from faces.partition import rank_slice
 from teachers import augment, lora
 from teachers.checkpoint import Checkpoint
 from teachers.distributed import all_sum, gather, global_batch_norm, rank, world_size
+from teachers.fabric import is_sharded
 from teachers.losses.partial_fc import PartialFC
 from teachers.methods.base import Method, create_method, kind_of
+from teachers.optimise import Average, create_head_optimiser, create_optimiser, rate_at, trained
 from teachers.samplers import Stream
 from teachers.settings import Finetune
 
@@ -74,11 +77,16 @@ def finetune(
 
     Continues from the checkpoint in `folder`, where one of the same settings, seed and faces lies there; the weights
     then are those of a run that was never stopped. `check` is called before the first step, `checks` times on the
-    way and at the end. `progress` gets (steps done, a few words). `stop_after` ends early, as a kill would, with a
-    checkpoint. `first_gradient` gets the whole gradient of the first step, before clipping, in one row. UserError:
-    too few people, a batch that the processes cannot share, a checkpoint of another run, a loss that is not finite,
-    features that collapse to one point.
+    way and at the end (never under FSDP). `progress` gets (steps done, a few words). `stop_after` ends early, as a
+    kill would, with a checkpoint. `first_gradient` gets the whole gradient of the first step, before clipping, in one
+    row. UserError: too few people, a batch that the processes cannot share, a checkpoint of another run, a loss that
+    is not finite, features that collapse to one point.
     """
+    if is_sharded(fabric) and (how.average or (how.method, how.contrastive) == ("qgface", "momentum")):
+        raise UserError("averaged weights and the momentum queue need the whole network on each process: not with fsdp")
+    if is_sharded(fabric):
+        # A part of a sharded network cannot be run on its own.
+        check = None
     if how.batch % world_size():
         raise UserError(f"a batch of {how.batch} does not divide among {world_size()} processes")
     faces = faces.subset(faces.labelled)
@@ -137,14 +145,17 @@ class _Trainer:
         if self.sample is not None:
             self.method.start(*self.sample)
         self.spread = float("nan") if self.sample is None else spread(self.sample[0])
+        # FSDP takes the backbone apart: this is where the trained weights are put together again.
+        self.plain = copy.deepcopy(backbone).cpu() if is_sharded(fabric) else None
         self.model = fabric.setup_module(Network(backbone))
         self._freeze()
-        trained = _trained(self.model)
         # For one optimiser, Fabric gives one.
-        self.optimiser = cast(torch.optim.Optimizer, fabric.setup_optimizers(_optimiser(trained, how)))
+        self.optimiser = cast(
+            torch.optim.Optimizer, fabric.setup_optimizers(create_optimiser(trained(self.model), how))
+        )
         own = [p for p in self.method.parameters() if p.requires_grad]
-        self.head_optimiser = _head_optimiser(own, how) if own else None
-        self.mean = _Average(self.model, how.average) if how.average else None
+        self.head_optimiser = create_head_optimiser(own, how) if own else None
+        self.mean = Average(self.model, how.average) if how.average else None
         self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
         self.reader = ThreadPoolExecutor(1)
         self._restore()
@@ -202,6 +213,9 @@ class _Trainer:
         """Leave the teacher with its final weights."""
         if self.mean is not None:
             self.mean.put(self.model)
+        if self.plain is not None:
+            self.plain.load_state_dict(self.checkpoint.backbone(), strict=False)
+            self.teacher.backbone = self.plain
 
     def step(self, step: int, look: Callable[[Tensor], None] | None = None) -> Row:
         """One optimiser step; returns its row of the curve. `look` gets the backbone's gradient."""
@@ -217,7 +231,7 @@ class _Trainer:
                 self._backward(step * how.accumulate + micro, row)
         self._share_head_gradients()
         if look:
-            look(torch.cat([p.grad.flatten() for p in _trained(self.model) if p.grad is not None]))
+            look(torch.cat([p.grad.flatten() for p in trained(self.model) if p.grad is not None]))
         if how.clip:
             norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=how.clip, error_if_nonfinite=False)
             if norm is not None:
@@ -284,82 +298,10 @@ class _Trainer:
             )
 
 
-class _Average(nn.Module):
-    """A moving average of a model's trained parameters, corrected for its start as Adam's moments are.
-
-    torch.optim.swa_utils keeps a whole copy of the model, frozen weights and queues included; this keeps what trains.
-    """
-
-    count: Tensor
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        for i, parameter in enumerate(_trained(model)):
-            self.register_buffer(f"p{i}", torch.zeros_like(parameter.detach()))
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.count += 1
-        for i, parameter in enumerate(_trained(model)):
-            self.get_buffer(f"p{i}").lerp_(parameter, 1 - self.decay)
-
-    @torch.no_grad()
-    def put(self, model: nn.Module) -> list[Tensor]:
-        """Write the average into the model; returns what was there."""
-        before = [parameter.detach().clone() for parameter in _trained(model)]
-        if self.count:
-            for i, parameter in enumerate(_trained(model)):
-                parameter.copy_(self.get_buffer(f"p{i}") / (1 - self.decay ** int(self.count)))
-        return before
-
-    @contextlib.contextmanager
-    def swapped(self, model: nn.Module) -> Iterator[None]:
-        before = self.put(model)
-        yield
-        with torch.no_grad():
-            for parameter, old in zip(_trained(model), before, strict=True):
-                parameter.copy_(old)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def spread(features: Tensor) -> float:
     """Root mean square distance of unit features (N, D) from their mean, in [0, 1]."""
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
-
-
-def rate_at(step: int, how: Finetune) -> float:
-    """Share of the learning rate: a linear warm-up, then linearly to zero (polynomial of power 1)."""
-    warmup = max(1, round(how.warmup * how.steps))
-    return min((step + 1) / warmup, (how.steps - step) / max(1, how.steps - warmup), 1.0)
-
-
-def _optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
-    groups = [
-        {
-            "params": [parameter],
-            "weight_decay": how.weight_decay if parameter.dim() > 1 else 0.0,
-            "size": max(1e-3, float(parameter.detach().square().mean().sqrt())) if how.relative else 1.0,
-        }
-        for parameter in parameters
-    ]
-    if how.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=how.lr, momentum=0.9)
-    if how.optimiser == "adagrad":
-        return torch.optim.Adagrad(groups, lr=how.lr, eps=1.0)
-    return torch.optim.AdamW(groups, lr=how.lr)
-
-
-def _head_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
-    # Sampled class weights have sparse gradients, which AdamW refuses.
-    if how.sample_rate < 1 and how.optimiser == "adamw":
-        return torch.optim.SparseAdam([{"params": parameters, "size": 1.0}], lr=how.lr)
-    return _optimiser(parameters, how)
 
 
 def _moments(steps: int, checks: int) -> set[int]:

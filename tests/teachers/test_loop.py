@@ -13,8 +13,10 @@ from trainings import people, small_teacher, train, train_as_rank
 
 from faces.errors import UserError
 from teachers import lora
+from teachers.checkpoint import Checkpoint
 from teachers.fabric import block_classes, create_fabric
-from teachers.loop import finetune, rate_at, spread
+from teachers.loop import finetune, spread
+from teachers.optimise import rate_at
 from teachers.settings import finetune_settings
 
 SCRATCH = {"train_batch_norm": True, "head_from": "random", "optimiser": "sgd", "lr": 0.05}
@@ -111,6 +113,12 @@ def test_a_state_holds_what_trains(tmp_path) -> None:
         train(str(tmp_path / method), "dlib_resnet", method, stop_after=2, rank=1)
         sizes[method] = next((tmp_path / method).glob("step-*/model.ckpt")).stat().st_size
     assert sizes["lora"] < 0.5 * sizes["full"]
+
+
+def test_the_weights_are_put_together_from_a_state(tmp_path) -> None:
+    state = train(str(tmp_path), "dlib_resnet", "octuplet")
+    held = Checkpoint(tmp_path, "", create_fabric(), lambda _: True).backbone()
+    assert largest_difference(state, held) == 0
 
 
 def test_only_the_newest_state_is_kept(tmp_path) -> None:
