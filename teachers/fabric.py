@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 STRATEGIES = ("auto", "ddp", "fsdp")
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+"""64 is for comparisons: rounding alone parts two float32 runs with small batches and batch norms within steps."""
 
 
 def create_fabric(

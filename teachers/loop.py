@@ -132,6 +132,8 @@ class _Trainer:
     ) -> None:
         self.teacher, self.faces, self.how, self.seed, self.fabric = teacher, faces, how, seed, fabric
         self.method = method.to(fabric.device)
+        self.precision = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
+        self.method.to(self.precision)
         self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
         key = fingerprint([asdict(how), seed, faces.keys, teacher.name, teacher.source])
         adapted = any(lora.is_adapter(name) for name, _ in teacher.backbone.named_parameters())
@@ -143,7 +145,7 @@ class _Trainer:
             global_batch_norm(backbone)
         self.sample = self._sample() if not self.checkpoint.exists() else None
         if self.sample is not None:
-            self.method.start(*self.sample)
+            self.method.start(self.sample[0].to(self.precision), self.sample[1])
         self.spread = float("nan") if self.sample is None else spread(self.sample[0])
         # FSDP takes the backbone apart: this is where the trained weights are put together again.
         self.plain = copy.deepcopy(backbone).cpu() if is_sharded(fabric) else None
@@ -247,10 +249,10 @@ class _Trainer:
 
     def _backward(self, position: int, row: Row) -> None:
         images, draws, labels = self._batch(position)
-        views = self.method.see(images, draws)
+        views = [view.to(self.precision) for view in self.method.see(images, draws)]
         x = torch.cat(views)
         alpha = self.alpha(x) if self.alpha is not None else None
-        features = self.model(x, alpha).float()
+        features = self.model(x, alpha).to(self.precision)
         parts = list(features.split(len(images)))
         losses = self.method(parts, labels, views)
         terms = [value for value in losses.values() if value.requires_grad]

@@ -56,12 +56,13 @@ def small_teacher(kind: str = "dlib_resnet") -> Teacher:
 
 def train(folder: str, kind: str, method: str, stop_after: int | None = None, **changes: Any) -> dict[str, Tensor]:
     """Fine-tune a small teacher on made faces; its weights afterwards."""
+    precision = changes.pop("precision", "32")
     options = {"steps": 6, "batch": 8, "lr": 1e-3, "dropout": 0.0, "clip": 5.0} | changes
     teacher = small_teacher(kind)
     if method == "petalface":
         teacher.alpha = Brightness()
     how = finetune_settings(method, **options)
-    fabric = create_fabric()
+    fabric = create_fabric(precision=precision)
     finetune(teacher, people(), how, 3, fabric, Path(folder), checkpoint_every=2, stop_after=stop_after)
     return {name: value.detach().clone() for name, value in teacher.backbone.state_dict().items()}
 
