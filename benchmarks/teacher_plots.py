@@ -8,11 +8,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.teacher_rows import Row, Table
 from benchmarks.teacher_runs import Bench, roc_of
+from faces.align import crop
+from faces.degrade import reduce
 from faces.files import whole
+from faces.quality import create_quality
 
 _ROC = {"octuplet": ("none", "octuplet")}
 _SIMILARITY = {"qgface": ("baseline", "E: qgface")}
 _GRADIENTS = {"petalface": ("full", "petalface")}
+_QUALITY = {"petalface": ("petalface",)}
+_PEOPLE, _PROBE_PX = 50, 16
 _LEVELS = ("full", "cross@28", "cross@14", "cross@7")
 
 
@@ -23,6 +28,7 @@ def draw(bench: Bench, name: str, table: Table, out: Path) -> None:
         (_roc, _ROC.get(name)),
         (_similarity, _SIMILARITY.get(name)),
         (_gradients, _GRADIENTS.get(name)),
+        (_quality, _QUALITY.get(name)),
     ):
         if wanted and all(one in there for one in wanted):
             kind(bench, [there[one] for one in wanted], out / f"{name}-{kind.__name__[1:]}.svg")
@@ -75,6 +81,25 @@ def _gradients(bench: Bench, rows: list[Row], path: Path) -> None:
         place.stairs(counts, edges, fill=True)
         place.set(yscale="log", xlabel="gradient", ylabel="parameters",
                   title=f"{row.name}: norm {told['norm']:.2g}, {told['values']:,} values")  # fmt: skip
+    _save(figure, path)
+
+
+def _quality(bench: Bench, rows: list[Row], path: Path) -> None:
+    """PETALface, Figure 2 (c): mean quality of each person's gallery and probe faces, here full size and 16 px."""
+    file = bench.folder / bench.name(rows[0], 0) / "quality.safetensors"
+    if not file.is_file():
+        return
+    score, faces = create_quality(file), bench.parts[-1].faces
+    known = [np.flatnonzero(faces.identities == person)[:4] for person in range(min(_PEOPLE, len(faces.names)))]
+    chosen = faces.subset(np.concatenate(known))
+    crops = crop(chosen.images, chosen.landmarks, "arcface", int(score.side))
+    figure, axes = _panels(1, 1)
+    owner = np.repeat(np.arange(len(known)), [len(one) for one in known])
+    for px, word in ((None, "gallery, full size"), (_PROBE_PX, f"probes, {_PROBE_PX} px")):
+        quality = score.of(reduce(crops, px, crops.shape[1])).numpy()
+        axes[0, 0].plot(np.bincount(owner, quality) / np.bincount(owner), ".-", linewidth=0.8, label=word)
+    axes[0, 0].set(xlabel="person", ylabel="mean quality", ylim=(0, 1), title=f"{score.name}, {bench.parts[-1].name}")
+    axes[0, 0].legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 

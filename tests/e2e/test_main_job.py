@@ -60,7 +60,7 @@ def command(people, out, *more):
 def subprocess_of(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "compress.pipeline", *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT, timeout=1800,
+        capture_output=True, text=True, cwd=ROOT, timeout=3600,
     )  # fmt: skip
 
 
