@@ -27,7 +27,7 @@ class Table:
     """The row that the others are compared with, pair by pair."""
 
 
-OCTUPLET = {"steps": 380, "batch": 48, "lr": 5e-5, "triplet_margin": 0.2}
+OCTUPLET = {"steps": 380, "batch": 48, "lr": 5e-5, "triplet_margin": 0.2, "anchor": 0.0}
 _SHORT = OCTUPLET | {"steps": 60}
 _TERMS = (
     ("hhh",), ("hll",), ("lhh",), ("lll",), ("hhh", "hll"), ("hhh", "lhh"), ("hhh", "lll"), ("hll", "lhh"),
@@ -45,7 +45,7 @@ def _qgface(name: str, **changes: Any) -> Row:
     return Row(name, "qgface", _SCRATCH | changes, teacher="mobilefacenet", weights="random")
 
 
-_NONE = Row("none", "none")
+_NONE = Row("none", "none", same=True)
 TABLES: dict[str, Table] = {
     "octuplet": Table(
         "Octuplet loss against the teacher as it is and against its first term alone",

@@ -16,6 +16,7 @@ METHODS = [name for name in DEFAULTS if name != "none"]
 
 def method_of(name: str, classes: int = 5, **changes):
     torch.manual_seed(0)
+    changes = ({"anchor": 0.0} if name == "octuplet" else {}) | changes
     how = finetune_settings(name, **changes)
     return create_method(how, 16, classes, small_teacher("mobilefacenet").backbone)
 
@@ -64,6 +65,23 @@ def test_a_term_alone_computes_what_it_needs(images, draws) -> None:
         both = method_of("octuplet", triplet_margin=1.0)(features, labels, [])
         alone = method([features[i] for i in needed], labels, [])
         assert {name: float(value) for name, value in alone.items()} == {name: float(both[name]) for name in terms}
+
+
+def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> None:
+    backbone = small_teacher("mobilefacenet").backbone
+    how = finetune_settings("octuplet", anchor=3.0, triplet_margin=1.0)
+    method = create_method(how, 16, 5, backbone)
+    views = [torch.rand(4, 3, 112, 112) for _ in range(2)]
+    with torch.no_grad():
+        held = backbone(views[0])
+        for parameter in backbone.parameters():
+            parameter.add_(0.1)
+    features = [torch.randn(4, 16, requires_grad=True) for _ in range(2)]
+    losses = method(features, torch.tensor([0, 0, 3, 3]), views)
+    expected = 3 * sum((feature - held).norm(dim=1).mean() for feature in features)
+    assert torch.allclose(losses["anchor"], expected)
+    losses["anchor"].backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
 def test_the_triplet_margin_follows_the_teacher_unless_it_is_given() -> None:
