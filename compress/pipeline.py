@@ -23,8 +23,8 @@ DATA = Stage(
 )  # fmt: skip
 TEACHER = Stage(
     "teacher", teach.run, teach.settings, (DATA,),
-    ("teachers", "faces/degrade.py", "faces/quality.py", "faces/quality_cli.py", "faces/cnniqa.py", "faces/partition.py",
-     "faces/cnniqa_fit.py", "faces/pyiqa_metric.py", "compress/teach.py", "compress/tune.py"),
+    ("teachers", "faces/degrade.py", "faces/quality.py", "faces/quality_cli.py", "faces/cnniqa.py",
+     "faces/partition.py", "faces/cnniqa_fit.py", "faces/pyiqa_metric.py", "compress/teach.py", "compress/tune.py"),
 )  # fmt: skip
 ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
 DISTILL = Stage(
