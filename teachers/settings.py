@@ -85,8 +85,8 @@ class Finetune:
     both_views: bool = True
 
 
-# What differs from the defaults above; the papers' own optimisers are `--set optimiser=...`. Octuplet has its anchor:
-# without it a rate of 1e-4 costs the dlib network a point or more at full size.
+# What differs from the defaults above; the papers' own optimisers are `--set optimiser=...`. Octuplet has the anchor
+# and the rate of its measured row (benchmarks/results/teachers/octuplet.md).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "none": {},
     "full": {"lr": 2e-5, "batch": 64},

@@ -23,7 +23,7 @@ class Bootstrap(Backbone):
     """A random Swin (frozen, bfloat16 values) and a linear layer to 128, float32; compare by the cosine.
 
     It computes in bfloat16 where the processor does so fast, else in float32: without such instructions a CPU is
-    seven times slower in bfloat16. The random weights depend on `seed` alone; `options` go to `Swin`. `forward`
+    several times slower in bfloat16. The random weights depend on `seed` alone; `options` go to `Swin`. `forward`
     raises UserError until the linear layer is fitted.
     """
 
