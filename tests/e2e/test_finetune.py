@@ -110,6 +110,8 @@ def test_the_pipeline_fine_tunes_merges_and_distils(people, tmp_path):
         "teacher.finetune.steps": 4, "teacher.finetune.batch": 8, "teacher.finetune.quality_steps": 30,
         "teacher.checks": 1, "distill.samples": 2560, "distill.batch": 128, "adapt.steps": 20,
         "evaluate.px": [16], "evaluate.most": 30, "benchmark.batches": [1], "data.virtual": 20,
+        # A quality score is fitted on twenty people or more.
+        "data.test_share": 0.15,
     }  # fmt: skip
     parts = [part for key, value in sets.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     command = ["--teacher", "dlib_resnet", "--student", "tiny16", "--data", str(people), "--out", str(tmp_path / "run"),
