@@ -111,7 +111,7 @@ def adaface(x: Tensor, draws: Tensor) -> Tensor:
     The crop keeps 20% to 100% of the area (zeros around it, as in the official code); the rescaling goes to 20% to
     100% of the side by a random kernel; the jitter is of strength .5.
     """
-    n, size = len(x), x.shape[-1]
+    size = x.shape[-1]
     side = torch.sqrt(between(draws[:, 8], 0.2, 1.0))
     left, top = ((1 - side) * draws[:, 9 + i] for i in (0, 1))
     at = (torch.arange(size) + 0.5) / size
@@ -121,7 +121,6 @@ def adaface(x: Tensor, draws: Tensor) -> Tensor:
     x = torch.where(_chance(draws[:, 7], 0.2, x), x * kept, x)
     rescaled = rescale(x, between(draws[:, 12], 0.2, 1.0), (draws[:, 13] * len(KERNELS)).long())
     x = torch.where(_chance(draws[:, 11], 0.2, x), rescaled, x)
-    assert len(x) == n
     return torch.where(_chance(draws[:, 14], 0.2, x), jitter(x, draws, 0.5), x)
 
 
