@@ -1,5 +1,6 @@
 """`Teacher`: a face-recognition network with what one must know to use it."""
 
+import contextlib
 from collections.abc import Callable
 from itertools import chain
 from typing import Literal
@@ -71,7 +72,9 @@ class Teacher(nn.Module):
         return torch.device("cpu") if held is None else held.device
 
     def forward(self, x: Tensor) -> Tensor:
-        with lora.use_alpha(self.backbone, lora.DEFAULT_ALPHA if self.alpha is None else self.alpha(x)):
+        # Without a quality the layers keep the alpha that the caller set (`lora.use_alpha`), or their own.
+        quality = contextlib.nullcontext() if self.alpha is None else lora.use_alpha(self.backbone, self.alpha(x))
+        with quality:
             features = self.backbone(x)
         return features if self.centre is None else features - self.centre
 

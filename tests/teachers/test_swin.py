@@ -8,6 +8,7 @@ from small_teachers import SMALL
 
 from teachers import create_teacher, lora
 from teachers.backbones.swin import Attention, Block, Merge, Swin
+from teachers.teacher import Teacher
 
 GOLDEN = Path(__file__).with_name("petalface_golden.json")
 
@@ -110,3 +111,21 @@ def test_features_come_before_the_projection() -> None:
 def test_windows_must_tile_the_image(wrong) -> None:
     with pytest.raises(ValueError, match="do not tile"):
         Swin(**(SMALL["swin_b"] | wrong))
+
+
+def test_a_teacher_without_a_quality_takes_the_alpha_that_its_caller_sets() -> None:
+    torch.manual_seed(2)
+    backbone = Swin(**SMALL["swin_b"]).eval()
+    lora.attach(backbone, 2)
+    for name, parameter in backbone.named_parameters():
+        if lora.is_adapter(name):
+            torch.nn.init.normal_(parameter)
+    teacher = Teacher(backbone.eval(), name="swin_b", template="arcface", metric="cosine", licence="", source="")
+    x = torch.rand(2, 3, 120, 120)
+    with torch.no_grad():
+        with lora.use_alpha(teacher, torch.tensor([0.2, 0.9])):
+            mixed = teacher(x)
+        for row, alpha in enumerate((0.2, 0.9)):
+            with lora.use_alpha(teacher, alpha):
+                assert torch.allclose(teacher(x[row : row + 1])[0], mixed[row], atol=1e-5)
+        assert (teacher(x) - mixed).abs().max() > 1e-3
