@@ -18,14 +18,20 @@ class _Part(BaseModel):
 
 
 class Input(_Part):
-    """The tensor the file itself takes: `null` in `shape` is a free batch size, `range` is of its values."""
+    """The tensor the file itself takes: `null` in `shape` is a free batch size, `range` is of its values.
+
+    An integer input q stands for (q - zero_point) * scale in [0, 1]: with scale 1/255 and zero point 0 it is the
+    camera's byte itself. For floats both are null.
+    """
 
     name: str
     shape: tuple[PositiveInt | None, PositiveInt, PositiveInt, PositiveInt]
     layout: Literal["NCHW", "NHWC"]
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "uint8", "int8"] = "float32"
     range: tuple[float, float] = (0.0, 1.0)
     colour: Literal["RGB"] = "RGB"
+    scale: float | None = None
+    zero_point: int | None = None
 
     @property
     def px(self) -> int:
@@ -58,14 +64,32 @@ class Threshold(_Part):
     data: str
 
 
+class Gate(_Part):
+    """Verification accuracy of the artifact against its model's, percent, on identical pairs."""
+
+    protocol: str
+    data: str
+    pairs: int
+    accuracy: float
+    ci95: tuple[float, float]
+    model: float
+    difference: float
+    """Artifact minus model, percentage points."""
+    difference_ci95: tuple[float, float]
+    decides: bool
+    """Were there pairs enough (3,000 genuine) to judge by it?"""
+
+
 class Parity(_Part):
-    """The artifact's embeddings against the model's on the same faces; `max_abs` null where not finite."""
+    """The artifact's embeddings against the model's on the same faces; `max_abs` null where not finite, or where it
+    cannot run here (`passed` is null then)."""
 
     max_abs: float | None
     cosine_min: float | None
     faces: int
     passed: bool | None
     reason: str
+    accuracy: Gate | None = None
 
 
 class Teacher(_Part):
@@ -83,6 +107,56 @@ class Data(_Part):
     licence: str
 
 
+class Price(_Part):
+    """What one alpha for every image costs at one probe size: cosine of the merged network's embeddings to those by
+    each image's own alpha, and verification accuracy, percent, on the same pairs (null without pairs)."""
+
+    px: int | None
+    cosine_least: float
+    cosine_mean: float
+    accuracy: float | None
+    accuracy_per_image: float | None
+    ci95: tuple[float, float] | None
+    """Of their paired difference, percentage points."""
+    pairs: int
+
+
+class Alpha(_Part):
+    """How the twin adapters' mixing weight left the model (PETALface). `input`: it is an input of the graph, one
+    number an image, exact; else both branches are merged into the weights at `value`."""
+
+    policy: Literal["gallery", "probe", "mean", "value", "input"]
+    value: float | None
+    input: str | None
+    source: str
+    """The faces whose quality gave the value, or that it was given."""
+    price: tuple[Price, ...]
+
+
+class Calibration(_Part):
+    """The faces whose activations set the ranges of an int8 file."""
+
+    faces: int
+    source: str
+    trained: bool
+    """The weights were fine-tuned with the rounding in the loop (quantisation-aware)."""
+
+
+class Engine(_Part):
+    """What an engine was built for; it runs with this very version of the backend alone."""
+
+    backend: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    targets: tuple[str, ...]
+    """Compute capabilities such as `SM89`; for tensorrt the GPU that built it."""
+    profile: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Least, usual and largest batch."""
+    onnx: str
+    onnx_sha256: str
+    seconds: float
+    """Of the build."""
+
+
 class Card(_Part):
     """What the caller of an export knows and the model cannot tell."""
 
@@ -95,6 +169,8 @@ class Card(_Part):
     parameters: int
     macs: int
     """Multiply-accumulates of one face; a multiply and an add count as one."""
+    alpha: Alpha | None = None
+    """Where the model has twin adapters."""
 
 
 class Sidecar(_Part):
@@ -104,20 +180,28 @@ class Sidecar(_Part):
     file: str
     bytes: int
     sha256: str
-    format: Literal["onnx", "tflite"]
-    precision: Literal["fp32"]
+    format: Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"]
+    precision: Literal["fp32", "fp16", "int8"]
+    consumer: str | None = None
+    """Which runtimes an int8 ONNX file is meant for: `cpu` (unsigned activations) or `tensorrt` (symmetric signed)."""
     opset: int | None
+    ir_version: int | None = None
     model: str
     parameters: int
     macs: int
     input: Input
     crop: Crop
     output: str
+    normalised: bool = False
+    """Embeddings leave the file with length 1."""
     embedding_dim: PositiveInt
     metric: Literal["cosine", "euclidean"]
     thresholds: dict[str, Threshold]
     parity: Parity
     parity_failure_allowed: bool
+    alpha: Alpha | None = None
+    calibration: Calibration | None = None
+    engine: Engine | None = None
     teacher: Teacher | None
     data: Data | None
     versions: dict[str, str]
