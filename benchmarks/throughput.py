@@ -27,8 +27,9 @@ def _artifacts_of(student: str) -> Iterator[list[Path]]:
     # Here, as timing files that exist needs no torch.
     import torch
 
+    from export.parity import Trial
     from export.sidecar import Card
-    from export.stage import FORMATS, export_model
+    from export.stage import How, Subject, export_model
     from students import create_student
     from students.tiny import count_macs, count_parameters
 
@@ -43,12 +44,12 @@ def _artifacts_of(student: str) -> Iterator[list[Path]]:
         metric="cosine",
         teacher=None,
         data=None,
-        thresholds={},
         parameters=count_parameters(model),
         macs=count_macs(model, px),
     )
     with tempfile.TemporaryDirectory(prefix="bridgeface-") as folder:
-        rows = export_model(model, student, folder, FORMATS, noise, card)
+        nobody = Trial(noise, np.full(len(noise), -1), None, f"same@{px}", "noise")
+        rows, _ = export_model(Subject(student, model, card, nobody), folder, How())
         yield [Path(folder) / row["path"] for row in rows]
 
 

@@ -57,8 +57,9 @@ def measure(
     }
 
 
-def summary(rates: list[float], calls: list[float], macs: int, peak_gops: float) -> dict[str, float]:
-    """The figures of a row. rates: faces/s of each window; calls: seconds of each call; macs: of one face."""
+def summary(rates: list[float], calls: list[float], macs: int | None, peak_gops: float) -> dict[str, float | None]:
+    """The figures of a row. rates: faces/s of each window; calls: seconds of each call; macs: of one face, None where
+    they cannot be counted."""
     low, middle, high = np.percentile(rates, [25, 50, 75])
     p50, p99 = np.percentile(calls, [50, 99]) * 1e3
     return {
@@ -67,7 +68,7 @@ def summary(rates: list[float], calls: list[float], macs: int, peak_gops: float)
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "peak_gops": peak_gops,
-        "share": float(middle) * macs * 2 / (peak_gops * 1e9),
+        "share": None if macs is None else float(middle) * macs * 2 / (peak_gops * 1e9),
     }
 
 

@@ -1,67 +1,96 @@
-"""Stage export: the student as ONNX and TFLite files, each proved equal to it on real faces."""
+"""Stage export: the student as files of other runtimes, and the teacher where asked, each proved on real faces."""
 
 from typing import Any
 
-import numpy as np
-
+from compress import teach
 from compress.config import Config
-from compress.data import load_parts
-from compress.distill import load_student
+from compress.data import TEST, TRAIN
+from compress.distill import STUDENT
 from compress.run import Run
+from compress.tune import TUNED_FILE
 from export import sidecar
-from export.sidecar import Card
-from export.stage import FORMATS, export_model, reference_embeddings
-from faces.align import crop
-from faces.dataset import Faces
-from faces.degrade import reduce
-from faces.verification import Roc
-
-PARITY_FACES = 1024
+from export.kit import Bench, Kit, write_kit
+from export.stage import How, Row, Subject, export_model
 
 
 def settings(config: Config) -> Any:
-    return config.export
+    return [config.export, config.data.pairs]
 
 
 def run(run: Run) -> dict[str, Any]:
-    """Writes student.onnx, student.tflite and their sidecars."""
-    train, test = load_parts(run)
-    student = load_student(run)
-    px = student.input_px
-    seen = student_crops(test, None, px)
-    embeddings = reference_embeddings(student, seen)
-    roc = Roc.of(embeddings, embeddings, test.identities, "cosine")
-    teacher, data, facts = run.facts("teacher"), run.facts("data"), run.facts("distill")
-    card = Card(
-        model=facts["name"],
-        template="arcface",
-        metric="cosine",
-        teacher=sidecar.Teacher(
+    """Writes student.onnx and the like with their sidecars, with `teacher` also the teacher's, and export.json, from
+    which `python -m export` makes more."""
+    kit, how = _kit(run), run.config.export
+    write_kit(run.folder, kit)
+    bench = Bench(run.folder, kit)
+    wanted = [("student", bench.student, how.formats, how.precisions)]
+    if how.teacher:
+        wanted.append(("teacher", lambda: bench.teacher(how.alpha), how.teacher_formats, how.teacher_precisions))
+    rows, misses, alpha = list[Row](), list[Row](), None
+    for name, make, formats, precisions in wanted:
+        _forget(run, name)
+        with run.progress(f"export {name}", None):
+            subject: Subject = make()
+            found, missed = export_model(
+                subject,
+                run.folder,
+                How(
+                    formats=formats, precisions=precisions, allow_failure=how.allow_parity_failure,
+                    report_misses=name == "teacher", progress=run.log.info,
+                ),
+            )  # fmt: skip
+        rows += found
+        misses += missed
+        alpha = alpha or subject.card.alpha
+    worst = min((row["parity"]["cosine_min"] for row in rows if row["parity"]["cosine_min"] is not None), default=1.0)
+    sizes = ", ".join(f"{row['path']} {row['bytes'] / 1000:.0f} kB" for row in rows)
+    return {
+        "summary": f"{sizes}; least cosine to its model {worst:.7f}"
+        + (f"; {len(misses)} files of the teacher could not be made" if misses else ""),
+        "artifacts": [{key: value for key, value in row.items() if value is not None} for row in rows],
+        "misses": misses,
+        "alpha": None if alpha is None else alpha.model_dump(mode="json"),
+    }
+
+
+def runnable(rows: list[Row]) -> list[Row]:
+    """The student's files that were run here: no engine that was built for another machine."""
+    return [row for row in rows if row["model"] == "student" and row["parity"]["passed"] is not None]
+
+
+def _kit(run: Run) -> Kit:
+    teacher, data, student = run.facts("teacher"), run.facts("data"), run.facts("distill")
+    config = run.config
+    fitted = teacher["bootstrap"] and config.teacher.weights is None
+    return Kit(
+        student=student["name"],
+        student_file=STUDENT,
+        student_params=student["params"],
+        student_macs=student["macs"],
+        teacher=config.teacher.name,
+        teacher_weights=teach.BOOTSTRAP if fitted else config.teacher.weights,
+        teacher_tuned=TUNED_FILE if teacher["method"] != "none" else None,
+        teacher_params=teacher["params"],
+        teacher_macs=teacher["macs"],
+        teacher_card=sidecar.Teacher(
             name=teacher["name"], bootstrap=teacher["bootstrap"], licence=teacher["licence"] or "not stated"
         ),
         data=sidecar.Data(name=data["public"]["name"], licence=data["public"]["licence"]),
-        thresholds=sidecar.thresholds(roc, f"same@{px}", f"{data['test_name']}, test"),
-        parameters=facts["params"],
-        macs=facts["macs"],
+        train=TRAIN,
+        train_faces=data["split"]["train_faces"],
+        test=TEST,
+        test_name=data["test_name"],
+        pairs=config.data.pairs,
+        seed=config.seed,
+        margin=config.distill.margin,
+        degradation=vars(config.distill.degradation),
     )
-    # People of the test side first; a small one is filled up from the training side (parity asks for no accuracy).
-    images = np.concatenate([seen, student_crops(train.subset(np.arange(min(len(train), 256))), None, px)])
-    how = run.config.export
-    for format in set(FORMATS) - set(how.formats):
-        # Of another student: exported before, and not asked for now.
-        stale = run.path(f"student.{format}")
-        stale.unlink(missing_ok=True)
-        sidecar.path_of(stale).unlink(missing_ok=True)
-    with run.progress("export", None):
-        rows = export_model(
-            student, "student", run.folder, how.formats, images[:PARITY_FACES], card,
-            allow_failure=how.allow_parity_failure,
-        )  # fmt: skip
-    worst = min(row["parity"]["cosine_min"] for row in rows)
-    sizes = ", ".join(f"{row['format']} {row['bytes'] / 1000:.0f} kB" for row in rows)
-    return {"summary": f"{sizes}; least cosine to the student {worst:.7f}", "artifacts": rows}
 
 
-def student_crops(faces: Faces, px: int | None, input_px: int) -> np.ndarray:
-    """What a student of `input_px` sees of `faces` at `px` pixels (None = full size): (N, input, input, 3) uint8."""
-    return reduce(crop(faces.images, faces.landmarks, "arcface"), px, input_px)
+def _forget(run: Run, name: str) -> None:
+    """Remove the files of another model that were exported here before."""
+    for stale in run.folder.glob(f"{name}*.*.json"):
+        file = stale.with_suffix("")
+        if file.suffix in (".onnx", ".tflite", ".engine"):
+            file.unlink(missing_ok=True)
+            stale.unlink()

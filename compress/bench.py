@@ -4,6 +4,7 @@ from typing import Any
 
 import export
 from benchmarks.throughput import measure
+from compress.artifacts import runnable
 from compress.config import Config
 from compress.run import Run
 
@@ -14,7 +15,7 @@ def settings(config: Config) -> Any:
 
 def run(run: Run) -> dict[str, Any]:
     how = run.config.benchmark
-    files = [run.path(row["path"]) for row in run.facts("export")["artifacts"]]
+    files = [run.path(row["path"]) for row in runnable(run.facts("export")["artifacts"])]
     rows = []
     with run.progress("benchmark", len(files) * len(how.batches)) as advance:
         for file in files:

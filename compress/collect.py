@@ -40,6 +40,8 @@ def run(run: Run) -> dict[str, Any]:
         "student": facts["distill"],
         "accuracy": facts["evaluate"]["accuracy"],
         "artifacts": facts["export"]["artifacts"],
+        "misses": facts["export"]["misses"] or None,
+        "alpha": facts["export"]["alpha"],
         "throughput": facts["benchmark"]["throughput"],
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
         "reference": facts["evaluate"]["reference"] or None,
@@ -73,7 +75,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     found += [
         f"{row['path']} missed its parity tolerance and was kept on request: {row['parity']['reason']}"
         for row in facts["export"]["artifacts"]
-        if not row["parity"]["passed"]
+        if row["parity"]["passed"] is False
     ]
     return found
 

@@ -19,6 +19,8 @@ from teachers.settings import DEFAULTS, Finetune
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Formats = Annotated[tuple[Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"], ...], Field(min_length=1)]
+Precisions = Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -101,7 +103,16 @@ class Distill(Recipe):
 
 @dataclass(frozen=True, config=_STRICT)
 class Export:
-    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Field(min_length=1)] = ("onnx", "tflite")
+    """formats and precisions of the student's files; teacher: export the teacher too (--export-teacher), in
+    teacher_formats and teacher_precisions; alpha: of a teacher with twin adapters (`export/merge.py`);
+    allow_parity_failure: keep files that miss their tolerance."""
+
+    formats: Formats = ("onnx", "tflite")
+    precisions: Precisions = ("fp32",)
+    teacher: bool = False
+    teacher_formats: Formats = ("onnx",)
+    teacher_precisions: Precisions = ("fp32", "fp16")
+    alpha: str = "mean"
     allow_parity_failure: bool = False
 
 

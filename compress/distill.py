@@ -18,13 +18,12 @@ from compress import adapt, teach
 from compress.config import Config, Distill
 from compress.data import load_parts
 from compress.run import Run, file_state
-from faces.align import crop
-from faces.dataset import CROP_PX, Faces
+from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import whole
 from students.registry import create_student
 from students.tiny import Tiny, count_macs, count_parameters
-from students.train import Examples, train_student
+from students.train import Examples, train_student, training_crops
 
 STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetensors"
 
@@ -63,12 +62,6 @@ def load_student(run: Run, file: str = STUDENT) -> Tiny:
     student = create_student(run.config.distill.student)
     student.load_state_dict(load_file(run.path(file)))
     return student.eval()
-
-
-def training_crops(faces: Faces, px: int, margin: float) -> np.ndarray:
-    """(N, S, S, 3) uint8: crops three times the input's side, but no finer than the stored ones are."""
-    finest = round(CROP_PX * 0.9 * (1 + 2 * margin))
-    return crop(faces.images, faces.landmarks, "arcface", min(3 * px, finest), margin)
 
 
 def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int) -> Examples:

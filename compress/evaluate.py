@@ -8,11 +8,12 @@ import numpy as np
 import export
 from compress import strip, teach
 from compress.adapt import load_adapter
-from compress.artifacts import student_crops
+from compress.artifacts import runnable
 from compress.config import Config
 from compress.data import load_parts, test_pairs
 from compress.distill import REFERENCE_STUDENT, load_student
 from compress.run import Run, cores, threads
+from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces import verification
 from faces.dataset import Faces
@@ -47,7 +48,7 @@ def run(run: Run) -> dict[str, Any]:
     rows += protocol_rows("student", embed_student, "cosine", test, pairs, sizes)
     if run.config.distill.mode in ("s", "sc"):
         rows += _shared_space(run, embeddings[None], embed_student, test, pairs, sizes)
-    for artifact in run.facts("export")["artifacts"]:
+    for artifact in runnable(run.facts("export")["artifacts"]):
         loaded = export.load(run.path(artifact["path"]))
         found = loaded.embed(student_crops(test, input_px, input_px))
         rows.append(row(artifact["path"], f"same@{input_px}", found, found, "cosine", test, pairs))

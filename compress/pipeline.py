@@ -73,6 +73,7 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     metavar="LIST",
     help=f"Only these, e.g. export,report. All: {', '.join(s.name for s in STAGES)}.",
 )
+@click.option("--export-teacher", is_flag=True, help="Export the teacher too: ONNX in fp32 and fp16.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/TEACHER-STUDENT-PRESET.")
 @click.option("--config", "file", metavar="FILE.toml", help="Settings from a file; options and --set win over it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. distill.loss=regression. Repeats.")
@@ -91,6 +92,7 @@ def main(
     teacher_weights: str | None,
     student_weights: str | None,
     stages: str | None,
+    export_teacher: bool,
     out: Path | None,
     file: str | None,
     settings: tuple[str, ...],
@@ -119,6 +121,7 @@ def main(
         "teacher.weights": teacher_weights,
         "distill.student": student,
         "distill.weights": student_weights,
+        "export.teacher": export_teacher or None,
     }
     config = load_config(preset, file, options, settings, seed=seed, device=device)
     chosen = plan.choose(STAGES, stages)

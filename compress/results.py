@@ -174,6 +174,74 @@ class Reference(Accuracy):
     """Which run or file the row was taken from."""
 
 
+class Gate(_Part):
+    """Accuracy of an artifact against its model's on identical pairs, percent."""
+
+    protocol: Name
+    """E.g. `same@16`."""
+    data: Name
+    """Data set and part."""
+    pairs: Count
+    """Genuine and impostor pairs together."""
+    accuracy: Percent
+    """The artifact's."""
+    ci95: Annotated[list[Percent], Field(min_length=2, max_length=2)]
+    """Its 95% interval."""
+    model: Percent
+    """The model's."""
+    difference: Annotated[float, Field(ge=-100, le=100)]
+    """Artifact minus model, percentage points."""
+    difference_ci95: Annotated[list[float], Field(min_length=2, max_length=2)]
+    """95% interval of the paired difference."""
+    decides: bool
+    """Were there pairs enough to judge an int8 artifact by it?"""
+
+
+class Price(_Part):
+    px: Count | None
+    """Width of the probe face; null = full size."""
+    cosine_least: Annotated[float, Field(ge=-1, le=1.000001)]
+    """Of the merged teacher's embeddings to those by each image's own alpha."""
+    cosine_mean: Annotated[float, Field(ge=-1, le=1.000001)]
+    """Mean of it."""
+    accuracy: Percent | None
+    """Verification accuracy at the fixed alpha."""
+    accuracy_per_image: Percent | None
+    """At each image's own."""
+    ci95: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    """95% interval of their paired difference, percentage points."""
+    pairs: Count
+    """Pairs compared."""
+
+
+class Alpha(_Part):
+    """How the exported teacher mixes its twin adapters."""
+
+    policy: Name
+    """gallery, probe, mean, value or input."""
+    value: Fraction | None
+    """The alpha that both branches are merged at; null where it stays an input."""
+    input: str | None
+    """Name of the graph's input, where it stays one."""
+    source: Name
+    """The faces that gave the value."""
+    price: list[Price]
+    """What one alpha for all images costs, by probe size."""
+
+
+class Miss(_Part):
+    """A file of the teacher that was tried and could not be made, or was not equal."""
+
+    path: Name
+    """The name that it would have had."""
+    format: Name
+    """onnx, tflite, ..."""
+    precision: Name
+    """fp32, fp16 or int8."""
+    reason: Name
+    """Why."""
+
+
 class Parity(_Part):
     max_abs: NotNegative | None
     """Largest absolute difference of an embedding value; null where the artifact cannot run here."""
@@ -185,6 +253,8 @@ class Parity(_Part):
     """Why it failed, was not judged, or what decided."""
     faces: Count | None = None
     """Optional: real faces compared."""
+    accuracy: Gate | None = None
+    """Optional: accuracy beside its model's."""
 
     @model_validator(mode="after")
     def _explained(self) -> "Parity":
@@ -206,6 +276,14 @@ class Artifact(_Part):
     """Of the file."""
     parity: Parity
     """Agreement with the model it was exported from."""
+    model: Literal["student", "teacher"] | None = None
+    """Optional: whose file it is."""
+    consumer: str | None = None
+    """Optional: which runtimes an int8 ONNX file or an engine is for, cpu or tensorrt."""
+    seconds: NotNegative | None = None
+    """Optional: time to write it."""
+    trtexec: str | None = None
+    """Optional: the command that builds an engine from it on the user's own GPU."""
 
 
 class Throughput(_Part):
@@ -313,6 +391,10 @@ class Results(_Part):
     """Wall time by stage."""
     run: Run | None = None
     data: Data | None = None
+    misses: list[Miss] | None = None
+    """Optional: files of the teacher that could not be made."""
+    alpha: Alpha | None = None
+    """Optional: how the exported teacher mixes its twin adapters."""
     reference: list[Reference] | None = None
     """Optional: accuracy of another run or teacher, to hold this one against."""
 

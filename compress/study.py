@@ -17,13 +17,13 @@ from scipy import stats
 
 from compress import data
 from compress.adapt import fit_adapter
-from compress.artifacts import student_crops
 from compress.config import PRESETS, Config, as_dict, load_config
 from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
 from compress.plan import check
 from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
+from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities

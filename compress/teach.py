@@ -24,7 +24,7 @@ from teachers.tuned import apply_tuned
 REFERENCE = "dlib_resnet"
 """The teacher whose weights pip installs: a bootstrap is fitted to it and shown beside it."""
 FEATURES, REFERENCE_FEATURES = "work/features.npy", "work/reference_features.npy"
-_BOOTSTRAP = "work/bootstrap.safetensors"
+BOOTSTRAP = "work/bootstrap.safetensors"
 _CHUNK = 512
 
 
@@ -52,7 +52,7 @@ def run(run: Run) -> dict[str, Any]:
                     teacher, real, reference, run.path("work/bootstrap"), run.config.teacher.views,
                     run.config.seed, advance,
                 )  # fmt: skip
-            backbone.save(run.path(_BOOTSTRAP))
+            backbone.save(run.path(BOOTSTRAP))
         run.save_array(REFERENCE_FEATURES, embed_resumable(run, reference, train))
         facts["reference_source"] = reference.source
     teacher.to(run.config.device)
@@ -98,7 +98,7 @@ def _base(run: Run, teacher: Teacher | Ensemble | None = None) -> str | Path | N
     """Where the weights lie from which fine-tuning started: the bootstrap that this run fitted, or what was given."""
     bootstrap = teacher.bootstrap if teacher is not None else run.facts("teacher")["bootstrap"]
     given = run.config.teacher.weights
-    return run.path(_BOOTSTRAP) if bootstrap and given is None else given
+    return run.path(BOOTSTRAP) if bootstrap and given is None else given
 
 
 def embed_resumable(run: Run, teacher: Teacher | Ensemble, faces: Faces) -> np.ndarray:

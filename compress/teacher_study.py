@@ -11,10 +11,10 @@ from rich.markdown import Markdown
 from rich.progress import track
 
 from compress.adapt import fit_adapter
-from compress.artifacts import student_crops
 from compress.config import Config, load_config
 from compress.distill import prepare, start_student
 from compress.run import cores, threads
+from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli
 from faces.dataset import Faces, concatenate

@@ -1,15 +1,11 @@
 """The teacher stage's fine-tuning: adapt the teacher to low resolution, and measure what one fixed alpha costs."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from compress.data import load_parts
 from compress.run import Run, cores, threads
@@ -19,7 +15,7 @@ from faces.degrade import reduce
 from faces.errors import UserError
 from faces.files import whole
 from faces.verification import make_pairs
-from teachers import lora
+from teachers import lora, merging
 from teachers.alpha import ALPHA
 from teachers.ensemble import Ensemble
 from teachers.fabric import create_fabric
@@ -79,7 +75,6 @@ def _trained(teacher: Teacher) -> int:
     return adapters or sum(count for _, count in named)
 
 
-@torch.inference_mode()
 def price_of_one_alpha(teacher: Teacher, faces: Faces) -> dict[str, Any]:
     """What merging the adapters at one alpha, the mean over full-size faces, costs against each image's own.
 
@@ -87,23 +82,15 @@ def price_of_one_alpha(teacher: Teacher, faces: Faces) -> dict[str, Any]:
     and the least and mean cosine of the merged network's embeddings to those by each image's alpha, at full size and
     16 px.
     """
-    assert teacher.alpha is not None
     chosen = faces.subset(np.random.default_rng(0).permutation(len(faces))[:_MEASURED])
     crops = crop(chosen.images, chosen.landmarks, teacher.template, teacher.input_px)
-    full = [_tensor(part) for part in np.array_split(crops, max(1, len(crops) // 32))]
-    alpha = float(torch.cat([teacher.alpha(x) for x in full]).mean())
-    merged = copy.deepcopy(teacher.backbone)
-    lora.merge(merged, alpha)
-    with lora.use_alpha(teacher.backbone, alpha):
-        apart = max(float((teacher.backbone(x) - merged(x)).abs().max()) for x in full[:1])
-    found: dict[str, Any] = {"alpha": round(alpha, 4), "merge_max_abs": apart, "by_px": {}}
+    alpha = float(merging.alphas(teacher, crops).mean())
+    merged, unmerged = merging.merged(teacher, alpha), merging.at_alpha(teacher, alpha)
+    apart = float(np.abs(merged.embed(crops) - unmerged.embed(crops)).max())
+    by_px = {}
     for px in (None, 16):
-        small = [_tensor(part) for part in np.array_split(reduce(crops, px, teacher.input_px), len(full))]
-        cosine = torch.cat([F.cosine_similarity(teacher(x), merged(x)) for x in small])
-        name = "full" if px is None else f"{px} px"
-        found["by_px"][name] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
-    return found
-
-
-def _tensor(crops: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div_(255)
+        small = reduce(crops, px, teacher.input_px)
+        a, b = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (merged.embed(small), teacher.embed(small)))
+        cosine = (a * b).sum(1)
+        by_px["full" if px is None else f"{px} px"] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
+    return {"alpha": round(alpha, 4), "merge_max_abs": apart, "by_px": by_px}

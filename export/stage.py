@@ -1,41 +1,82 @@
 """From a model to proved files: export, run in the real runtime, compare, and only then name the file."""
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
+from export import parity
 from export import sidecar as sidecars
+from export.crops import RESAMPLING
 from export.onnx import OPSET, export_onnx
-from export.parity import check
+from export.parity import Trial
+from export.quantize import quantize_onnx
 from export.runtimes import Artifact
-from export.sidecar import Card, Crop, Input, Parity, Sidecar
-from export.tflite import export_tflite
-from export.tracing import INPUT_NAME, OUTPUT_NAME, at_rest
+from export.sidecar import Calibration, Card, Crop, Engine, Input, Parity, Sidecar
+from export.targets import CPU, ENGINES, TENSORRT, Target, targets
+from export.tensorrt import CAPABILITIES, build_engine, has_gpu, trtexec_line
+from export.tflite import Quantisation, export_tflite
+from export.tracing import ALPHA_NAME, INPUT_NAME, OUTPUT_NAME, at_rest
 from faces.align import TEMPLATES
 from faces.errors import UserError
 from faces.files import sha256
+from faces.verification import Roc
+
+TOOLS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tflite": ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+    "tensorrt": (),
+    "tensorrt-rtx": (),
+}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Format:
-    write: Callable[[nn.Module, Path, int], None]
-    layout: Literal["NCHW", "NHWC"]
-    opset: int | None
-    tools: tuple[str, ...]
+class Subject:
+    """A model to export, and what proves it.
+
+    model: float RGB in [0, 1] (N, 3, p, p) to (N, D); with `alpha`, its images' own alphas (N,) of the trial, the
+    alpha becomes an input of the graph. reference: the embeddings (N, D) of the trial's faces by the model that the
+    files must equal, or None: `model` itself. calibration: (M, p, p, 3) uint8 faces that set the ranges of int8, and
+    calibration_source what they are. aware: gives the model fine-tuned with the rounding in the loop, asked only
+    where int8 misses its gate without it.
+    """
+
+    name: str
+    model: nn.Module
+    card: Card
+    trial: Trial
+    alpha: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    calibration: np.ndarray | None = None
+    calibration_source: str = ""
+    aware: Callable[[], nn.Module] | None = None
 
 
-_FORMATS = {
-    "onnx": _Format(export_onnx, "NCHW", OPSET, ("onnx", "onnxscript", "onnxruntime")),
-    "tflite": _Format(export_tflite, "NHWC", None, ("litert-torch", "ai-edge-litert")),
-}
-FORMATS = tuple(_FORMATS)
+@dataclass(frozen=True)
+class How:
+    """formats and precisions: see `export.targets`; allow_failure: keep files that miss their tolerance; report_misses:
+    a file that cannot be made or is not equal is a row, not an error; uint8_input, normalise: ONNX takes the
+    camera's bytes (N, p, p, 3), embeddings leave with length 1; batch: least, usual and largest of an engine;
+    capabilities: of the GPUs that TensorRT-RTX builds for."""
+
+    formats: Sequence[str] = ("onnx", "tflite")
+    precisions: Sequence[str] = ("fp32",)
+    allow_failure: bool = False
+    report_misses: bool = False
+    uint8_input: bool = False
+    normalise: bool = False
+    batch: tuple[int, int, int] = (1, 32, 256)
+    capabilities: Sequence[str] = CAPABILITIES
+    progress: Callable[[str], None] = field(default=lambda what: None)
 
 
 @torch.no_grad()
@@ -49,103 +90,233 @@ def reference_embeddings(model: nn.Module, images: np.ndarray, batch: int = 64) 
     return torch.cat(parts).float().numpy()
 
 
-def export_model(
-    model: nn.Module,
-    name: str,
-    folder: str | Path,
-    formats: Sequence[str],
-    images: np.ndarray,
-    card: Card,
-    *,
-    allow_failure: bool = False,
-) -> list[dict[str, Any]]:
-    """Write `folder/name.<format>` and its sidecar for each format; rows as `artifacts` of results.json.
+def export_model(subject: Subject, folder: str | Path, how: How) -> tuple[list[Row], list[Row]]:
+    """Write `folder/NAME...` and its sidecar for each target; rows as `artifacts` of results.json, and the misses.
 
-    images: (N, p, p, 3) uint8 aligned crops at the model's input size that the model was not trained on, 256
-    or more. A row's `path` is relative to `folder`. An artifact that misses its tolerance raises UserError
-    with the figures and leaves neither file nor sidecar under its name, nor those of an earlier export;
-    `allow_failure` keeps it all the same, `passed` false, and the sidecar records both. UserError on an
-    unknown format.
+    An artifact that misses its tolerance raises UserError with the figures and leaves neither file nor sidecar under
+    its name, nor those of an earlier export; `how.allow_failure` keeps it all the same, `passed` false, and the
+    sidecar records both; with `how.report_misses` it becomes a row {path, format, precision, reason} of the misses,
+    as does one that cannot be made. UserError on an unknown format or precision, before any work.
     """
-    unknown = [format for format in formats if format not in _FORMATS]
-    if unknown:
-        raise UserError(f"unknown format {unknown[0]!r}. Known: {', '.join(FORMATS)}")
+    wanted = targets(how.formats, how.precisions)
     folder = Path(folder)
     unproved = folder / ".unproved"
     # What a killed run left there was never proved.
     shutil.rmtree(unproved, ignore_errors=True)
     unproved.mkdir(parents=True)
     try:
-        reference = reference_embeddings(model, images)
-        return [
-            _export_one(model, format, folder / f"{name}.{format}", unproved, images, reference, card, allow_failure)
-            for format in formats
-        ]
+        work = _Export(subject, folder, unproved, how)
+        for target in wanted:
+            how.progress(target.file(subject.name))
+            work.make(target)
+        return work.rows, work.misses
     finally:
         shutil.rmtree(unproved)
 
 
-def _export_one(
-    model: nn.Module,
-    format: str,
-    final: Path,
-    unproved: Path,
-    images: np.ndarray,
-    reference: np.ndarray,
-    card: Card,
-    allow_failure: bool,
-) -> dict[str, Any]:
-    for stale in (final, sidecars.path_of(final)):
-        stale.unlink(missing_ok=True)
-    candidate = unproved / final.name
-    px = images.shape[1]
-    _FORMATS[format].write(model, candidate, px)
-    pending = _contract(candidate, format, px, reference.shape[1], card)
-    parity = check(Artifact(candidate, pending), reference, images)
-    if not parity.passed and not allow_failure:
-        raise UserError(f"{final.name} differs from its model: {parity.reason}; nothing was written")
-    sidecar = pending.model_copy(update={"parity": parity, "parity_failure_allowed": allow_failure})
-    # The sidecar first: an artifact under its final name always has one.
-    sidecars.write(final, sidecar)
-    candidate.replace(final)
-    return {
-        "path": final.name,
-        "format": format,
-        "precision": sidecar.precision,
-        "bytes": sidecar.bytes,
-        "sha256": sidecar.sha256,
-        "parity": parity.model_dump(include={"max_abs", "cosine_min", "passed", "reason"}),
-    }
+class _Export:
+    """The state of one model's export."""
+
+    def __init__(self, subject: Subject, folder: Path, unproved: Path, how: How) -> None:
+        self.subject, self.folder, self.unproved, self.how = subject, folder, unproved, how
+        given = subject.reference
+        reference = reference_embeddings(subject.model, subject.trial.images) if given is None else given
+        self.reference = reference / np.linalg.norm(reference, axis=1, keepdims=True) if how.normalise else reference
+        self.rows: list[Row] = []
+        self.misses: list[Row] = []
+
+    def make(self, target: Target) -> None:
+        """Write, prove and name one file."""
+        final = self.folder / target.file(self.subject.name)
+        for stale in (final, sidecars.path_of(final)):
+            stale.unlink(missing_ok=True)
+        try:
+            candidate, sidecar, seconds = self._proved(target, final)
+        except UserError as problem:
+            if not self.how.report_misses:
+                raise
+            one = {"path": final.name, "format": target.format, "precision": target.precision}
+            self.misses.append({**one, "reason": str(problem)})
+            return
+        # The sidecar first: an artifact under its final name always has one.
+        sidecars.write(final, sidecar)
+        candidate.replace(final)
+        self.rows.append(
+            {
+                "model": self.subject.name,
+                "path": final.name,
+                "format": target.format,
+                "precision": target.precision,
+                "bytes": sidecar.bytes,
+                "sha256": sidecar.sha256,
+                "parity": sidecar.parity.model_dump(mode="json", exclude={"faces"}, exclude_none=False),
+                "consumer": target.consumer,
+                "seconds": round(seconds, 1),
+                "trtexec": self._trtexec(final.name, target),
+            }
+        )
+
+    def _proved(self, target: Target, final: Path) -> tuple[Path, Sidecar, float]:
+        candidate, began = self.unproved / final.name, time.monotonic()
+        pending = self._written(target, candidate, self.subject.model, trained=False)
+        seconds = time.monotonic() - began
+        if target.source is not None and not has_gpu():
+            return candidate, self._not_run(pending, target), seconds
+        verdict, thresholds = self._compared(candidate, pending, target)
+        if not verdict.passed and target.precision == "int8" and self.subject.aware is not None:
+            # Rounding behind the training is not enough for this model: train it with the rounding in the loop.
+            self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
+            pending = self._written(target, candidate, self._aware, trained=True)
+            verdict, thresholds = self._compared(candidate, pending, target)
+        if not verdict.passed and not self.how.allow_failure:
+            raise UserError(f"{final.name} differs from its model: {verdict.reason}; nothing was written")
+        allowed = self.how.allow_failure
+        update = {"parity": verdict, "thresholds": thresholds, "parity_failure_allowed": allowed}
+        return candidate, pending.model_copy(update=update), seconds
+
+    @property
+    def _aware(self) -> nn.Module:
+        if not hasattr(self, "_trained"):
+            assert self.subject.aware is not None
+            self._trained = self.subject.aware()
+        return self._trained
+
+    def _written(self, target: Target, candidate: Path, model: nn.Module, trained: bool) -> Sidecar:
+        """Write the file; its contract, not yet compared."""
+        px = self.subject.trial.images.shape[1]
+        quantised, engine = None, None
+        if target.source is not None:
+            engine = self._built(target, candidate)
+        elif target.format == "tflite":
+            quantised = export_tflite(model, candidate, px, target.precision, self._calibration(target))
+        elif target.precision == "int8":
+            floats = self.unproved / f"{'aware' if trained else 'fp32'}-for-int8.onnx"
+            if not floats.is_file():
+                self._onnx(model, floats, "fp32")
+            crops = self._calibration(target)
+            assert crops is not None
+            quantize_onnx(floats, candidate, crops, target.consumer)  # type: ignore[arg-type]
+        else:
+            self._onnx(model, candidate, target.precision)
+        return self._contract(target, candidate, quantised, engine, trained)
+
+    def _onnx(self, model: nn.Module, path: Path, precision: str) -> None:
+        export_onnx(
+            model,
+            path,
+            self.subject.trial.images.shape[1],
+            precision=precision,
+            alpha_input=self.subject.alpha is not None,
+            uint8_input=self.how.uint8_input,
+            normalise=self.how.normalise,
+        )
+
+    def _built(self, target: Target, candidate: Path) -> Engine:
+        assert target.source is not None
+        name = target.source.file(self.subject.name)
+        source = self.folder / name
+        if not source.is_file():
+            raise UserError(f"{candidate.name} is built from {name}, which could not be made")
+        backend = ENGINES[target.format]
+        return build_engine(source, candidate, backend, self.how.batch, self.how.capabilities)  # type: ignore[arg-type]
+
+    def _calibration(self, target: Target) -> np.ndarray | None:
+        if target.precision != "int8":
+            return None
+        if self.subject.calibration is None:
+            raise UserError(f"{self.subject.name}: int8 needs calibration faces, and none were given")
+        return self.subject.calibration
+
+    def _compared(self, candidate: Path, pending: Sidecar, target: Target) -> tuple[Parity, dict]:
+        trial, reference = self.subject.trial, self.reference
+        found = parity.run(Artifact(candidate, pending), trial.images, self.subject.alpha)
+        verdict = parity.judge(found, reference, target.precision)
+        known = trial.identities >= 0
+        if verdict.cosine_min is None or not known.any():
+            return verdict, {}
+        metric = self.subject.card.metric
+        # fp32 differs from the model by rounding alone; the others have scores, and so thresholds, of their own.
+        scored = reference[known] if target.precision == "fp32" else found[known]
+        roc = Roc.of(scored, scored, trial.identities[known], metric)
+        thresholds = sidecars.thresholds(roc, trial.protocol, trial.data)
+        return parity.with_accuracy(verdict, found, reference, trial, metric, target.precision), thresholds
+
+    def _not_run(self, pending: Sidecar, target: Target) -> Sidecar:
+        """An engine where no GPU is: held to the ONNX file that it was built from."""
+        assert target.source is not None
+        source = sidecars.read(self.folder / target.source.file(self.subject.name))
+        reason = f"not run: no NVIDIA GPU here; built from {source.file} ({source.parity.reason})"
+        held = Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason=reason)
+        return pending.model_copy(update={"parity": held, "thresholds": source.thresholds})
+
+    def _trtexec(self, file: str, target: Target) -> str | None:
+        """The command that builds this ONNX file on the user's own Jetson or GPU."""
+        if target.format != "onnx" or target.consumer == CPU:
+            return None
+        px = self.subject.trial.images.shape[1]
+        shape = (None, px, px, 3) if self.how.uint8_input else (None, 3, px, px)
+        return trtexec_line(file, INPUT_NAME, shape, self.how.batch, target.precision)
+
+    def _contract(
+        self, target: Target, file: Path, quantised: Quantisation | None, engine: Engine | None, trained: bool
+    ) -> Sidecar:
+        card, subject = self.subject.card, self.subject
+        px = subject.trial.images.shape[1]
+        base, points = TEMPLATES[card.template]
+        channels_last = target.format == "tflite" or self.how.uint8_input
+        fed: dict[str, Any] = {}
+        if quantised is not None:
+            fed = {"dtype": quantised.dtype, "scale": quantised.scale, "zero_point": quantised.zero_point}
+        elif self.how.uint8_input and target.format != "tflite":
+            fed = {"dtype": "uint8", "scale": 1 / 255, "zero_point": 0}
+        calibration = None
+        if target.precision == "int8":
+            assert subject.calibration is not None
+            calibration = Calibration(
+                faces=len(subject.calibration), source=subject.calibration_source, trained=trained
+            )
+        read = onnx.load(str(file), load_external_data=False) if target.format == "onnx" else None
+        return Sidecar(
+            file=file.name,
+            bytes=file.stat().st_size,
+            sha256=sha256(file),
+            format=target.format,  # type: ignore[arg-type]
+            precision=target.precision,  # type: ignore[arg-type]
+            consumer=target.consumer or (TENSORRT if target.source is not None else None),
+            opset=OPSET if read is not None else None,
+            ir_version=read.ir_version if read is not None else None,
+            model=card.model,
+            parameters=card.parameters,
+            macs=card.macs,
+            input=Input(
+                name=INPUT_NAME,
+                shape=(None, px, px, 3) if channels_last else (None, 3, px, px),
+                layout="NHWC" if channels_last else "NCHW",
+                **fed,
+            ),
+            crop=Crop(
+                template=card.template,
+                template_px=base,
+                resampling=RESAMPLING,
+                points=tuple((round(x, 4), round(y, 4)) for x, y in (points * px / base).tolist()),
+            ),
+            output=OUTPUT_NAME,
+            normalised=self.how.normalise and target.format != "tflite",
+            embedding_dim=self.reference.shape[1],
+            metric=card.metric,
+            thresholds={},
+            parity=Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason="not yet compared"),
+            parity_failure_allowed=False,
+            alpha=_alpha(card, subject),
+            calibration=calibration,
+            engine=engine,
+            teacher=card.teacher,
+            data=card.data,
+            versions={tool: metadata.version(tool) for tool in ("bridgeface", "torch", "numpy", *TOOLS[target.format])},
+        )
 
 
-def _contract(file: Path, format: str, px: int, dim: int, card: Card) -> Sidecar:
-    chosen = _FORMATS[format]
-    base, points = TEMPLATES[card.template]
-    shape = (None, 3, px, px) if chosen.layout == "NCHW" else (None, px, px, 3)
-    return Sidecar(
-        file=file.name,
-        bytes=file.stat().st_size,
-        sha256=sha256(file),
-        format=format,  # type: ignore[arg-type]
-        precision="fp32",
-        opset=chosen.opset,
-        model=card.model,
-        parameters=card.parameters,
-        macs=card.macs,
-        input=Input(name=INPUT_NAME, shape=shape, layout=chosen.layout),
-        crop=Crop(
-            template=card.template,
-            template_px=base,
-            resampling="bilinear to the template, then bicubic with antialias to the input, both in uint8",
-            points=tuple((round(x, 4), round(y, 4)) for x, y in (points * px / base).tolist()),
-        ),
-        output=OUTPUT_NAME,
-        embedding_dim=dim,
-        metric=card.metric,
-        thresholds=card.thresholds,
-        parity=Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason="not yet compared"),
-        parity_failure_allowed=False,
-        teacher=card.teacher,
-        data=card.data,
-        versions={tool: metadata.version(tool) for tool in ("bridgeface", "torch", "numpy", *chosen.tools)},
-    )
+def _alpha(card: Card, subject: Subject) -> sidecars.Alpha | None:
+    if card.alpha is None or subject.alpha is None:
+        return card.alpha
+    return card.alpha.model_copy(update={"input": ALPHA_NAME})

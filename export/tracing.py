@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 INPUT_NAME = "face"
+ALPHA_NAME = "alpha"
 OUTPUT_NAME = "embedding"
 
 

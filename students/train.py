@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faces.dataset import Progress
+from faces.align import crop
+from faces.dataset import CROP_PX, Faces, Progress
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
 from faces.files import fingerprint, whole
@@ -56,6 +57,12 @@ class Examples:
     margin: float
     targets: np.ndarray | None
     labels: np.ndarray | None
+
+
+def training_crops(faces: Faces, px: int, margin: float) -> np.ndarray:
+    """(N, S, S, 3) uint8: crops three times the input's side, but no finer than the stored ones are."""
+    finest = round(CROP_PX * 0.9 * (1 + 2 * margin))
+    return crop(faces.images, faces.landmarks, "arcface", min(3 * px, finest), margin)
 
 
 class Heads(nn.Module):

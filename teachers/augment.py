@@ -75,9 +75,9 @@ def random_px(draws: Tensor, share: float, low: float, high: float, size: int) -
     return torch.where(draws[:, 4] < share, px, size)
 
 
-def mixed_px(draws: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """(N,) px: one of `sizes`, by draw 6."""
-    return torch.tensor(sizes)[(draws[:, 6] * len(sizes)).long()]
+def mixed_px(draws: Tensor, sizes: tuple[int, ...], copy: int = 0) -> Tensor:
+    """(N,) px: one of `sizes`, by draw 6; further copies of an image take the sizes that follow, in turn."""
+    return torch.tensor(sizes)[((draws[:, 6] * len(sizes)).long() + copy) % len(sizes)]
 
 
 def rescale(x: Tensor, share: Tensor, kernel: Tensor) -> Tensor:

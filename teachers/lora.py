@@ -89,12 +89,15 @@ class _Twin(nn.Module):
         alpha = self.alpha
         base = super().forward(x)
         low, high = self.low_quality(x), self.high_quality(x)
-        if isinstance(alpha, Tensor):
-            windows, rest = divmod(x.shape[0], alpha.shape[0])
-            if rest:
-                raise ValueError(f"{x.shape[0]} rows do not divide among the alphas of {len(alpha)} images")
-            alpha = alpha.to(low).repeat_interleave(windows).view(-1, *(1 for _ in x.shape[1:]))
-        return base + ((1 - alpha) * low + alpha * high).to(base.dtype)
+        if not isinstance(alpha, Tensor):
+            return base + ((1 - alpha) * low + alpha * high).to(base.dtype)
+        images = alpha.shape[0]
+        if x.shape[0] % images:
+            raise ValueError(f"{x.shape[0]} rows do not divide among the alphas of {images} images")
+        # (N, k, ...): each image's windows side by side. A batch that is free in an exported graph stays so.
+        alpha = alpha.to(low).view(-1, *(1 for _ in low.shape))
+        low, high = (branch.unflatten(0, (images, -1)) for branch in (low, high))
+        return base + ((1 - alpha) * low + alpha * high).flatten(0, 1).to(base.dtype)
 
 
 class LoRALinear(_Single, nn.Linear):

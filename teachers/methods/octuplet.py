@@ -37,19 +37,28 @@ class Octuplet(Method):
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
         high = augment.jitter(augment.flip(images, draws), draws, 0.2)
-        low = augment.low_resolution(high, augment.mixed_px(draws, self.how.sizes))
-        return [{"h": high, "l": low}[side] for side in self.sides]
+        low = []
+        if "l" in self.sides:
+            low = [
+                augment.low_resolution(high, augment.mixed_px(draws, self.how.sizes, copy))
+                for copy in range(self.how.copies)
+            ]
+        return [high, *low] if "h" in self.sides else low
 
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
-        everyone, how = [gather(view) for view in features], self.how
-        high, low = everyone[0], everyone[-1]
-        losses = octuplet_loss(
-            high, low, gather(labels), margin=float(self.margin), terms=how.terms, distance=how.distance,
-            normalise=how.normalise,
-        )  # fmt: skip
+        everyone, how, losses = [gather(view) for view in features], self.how, dict[str, Tensor]()
+        labels = gather(labels)
+        # Where a resolution is not computed, the other one stands in its place: no term reads it.
+        low = everyone[1:] if len(self.sides) == 2 else everyone
+        for one in low:
+            terms = octuplet_loss(
+                everyone[0], one, labels, margin=float(self.margin), terms=how.terms, distance=how.distance,
+                normalise=how.normalise,
+            )  # fmt: skip
+            losses = {name: losses.get(name, 0) + value / len(low) for name, value in terms.items()}
         if self.before is not None:
             with torch.no_grad():
                 held = gather(self.before.eval()(views[0]).float())
-            away = sum((view - held).norm(dim=1).mean() for view in everyone)
-            losses["anchor"] = how.anchor * away
+            away = [(view - held).norm(dim=1).mean() for view in everyone]
+            losses["anchor"] = how.anchor * (away[0] + torch.stack(away[1:]).mean())
         return losses

@@ -7,12 +7,13 @@ from safetensors.torch import load_file, save_file
 
 from compress import distill
 from compress.config import load_config
-from compress.distill import own_features, prepare, start_student, training_crops
+from compress.distill import own_features, prepare, start_student
 from compress.run import Run
 from faces.align import template_landmarks
 from faces.dataset import CROP_PX, Faces
 from faces.errors import UserError
 from faces.files import write_json
+from students.train import training_crops
 
 FILES = ("targets", "features", "reference_targets", "reference_features")
 

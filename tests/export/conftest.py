@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from export.parity import Trial
 from export.sidecar import Card
-from export.stage import export_model
+from export.stage import How, Subject, export_model
 from students import create_student
 from students.tiny import count_macs, count_parameters
 
@@ -61,15 +62,25 @@ def card() -> Card:
         metric="cosine",
         teacher={"name": "dlib_resnet", "bootstrap": False, "licence": "CC0"},
         data={"name": "noise", "licence": "none needed"},
-        thresholds={},
         parameters=count_parameters(model),
         macs=count_macs(model, 16),
     )
+
+
+def _subject(model: nn.Module, images: np.ndarray, card: Card, **more) -> Subject:
+    nobody = Trial(images, np.full(len(images), -1), None, f"same@{images.shape[1]}", "noise")
+    return Subject("student", model, card, nobody, **more)
+
+
+@pytest.fixture(scope="session")
+def subject() -> Callable[..., Subject]:
+    """A model with images of nobody: no accuracy, no thresholds."""
+    return _subject
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, card: Card, noise: Callable) -> Path:
     """A folder with student.onnx, student.tflite and their sidecars, of `student("tiny16")`."""
     folder = tmp_path_factory.mktemp("exported")
-    export_model(_student("tiny16"), "student", folder, ["onnx", "tflite"], noise(256, 16), card)
+    export_model(_subject(_student("tiny16"), noise(256, 16), card), folder, How())
     return folder

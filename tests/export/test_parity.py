@@ -3,7 +3,9 @@ import onnx
 import pytest
 
 from export import parity, sidecar
+from export.parity import Trial
 from export.runtimes import Artifact
+from faces import verification
 from faces.errors import UserError
 
 
@@ -66,12 +68,52 @@ def test_a_graph_with_its_batch_baked_in_is_found(exported, noise, tmp_path):
     artifact = Artifact(tmp_path / "fixed.onnx", contract)
     assert artifact.embed(noise(1, 16)).shape == (1, 128)
     with pytest.raises(UserError, match="failed on 3 faces"):
-        parity.check(artifact, np.ones((256, 128), np.float32), noise(256, 16))
+        parity.run(artifact, noise(256, 16))
 
 
-def test_arrays_must_belong_together(exported, noise):
-    artifact = Artifact(exported / "student.onnx", sidecar.read(exported / "student.onnx"))
-    with pytest.raises(ValueError, match="5 images for 4"):
-        parity.check(artifact, np.ones((4, 128), np.float32), noise(5, 16))
-    with pytest.raises(ValueError, match="0 images"):
-        parity.check(artifact, np.ones((0, 128), np.float32), noise(0, 16))
+def test_arrays_must_belong_together(reference):
+    with pytest.raises(ValueError, match=r"\(5, 128\), reference \(4, 128\)"):
+        parity.judge(reference[:5], reference[:4], "fp32")
+    with pytest.raises(ValueError, match=r"\(0, 128\)"):
+        parity.judge(reference[:0], reference[:0], "fp32")
+
+
+def _trial(people, faces, pairs):
+    identities = np.repeat(np.arange(people), faces)
+    found = verification.make_pairs(identities, 0, pairs)
+    return Trial(np.zeros((len(identities), 16, 16, 3), np.uint8), identities, found, "same@16", "drawn")
+
+
+def test_accuracy_is_that_of_a_plain_count_and_decides_of_int8_alone():
+    rng = np.random.default_rng(0)
+    trial = _trial(80, 14, 3000)
+    centres = rng.normal(size=(80, 32))
+    model = centres[trial.identities] + rng.normal(size=(len(trial.identities), 32))
+    worse = model + 0.9 * rng.normal(size=model.shape)
+    same = parity.judge(model, model, "int8")
+    lost = parity.with_accuracy(same, worse, model, trial, "cosine", "int8")
+    assert lost.accuracy.decides
+    assert not lost.passed
+    scores = verification.similarity(worse[trial.pairs.a], worse[trial.pairs.b], "cosine")
+    right = 0
+    for fold in range(10):
+        held = trial.pairs.fold == fold
+        cut = verification.best_threshold(scores[~held], trial.pairs.same[~held])
+        right += ((scores[held] >= cut) == trial.pairs.same[held]).sum()
+    assert lost.accuracy.accuracy == pytest.approx(100 * right / len(scores))
+    assert lost.accuracy.difference == pytest.approx(lost.accuracy.accuracy - lost.accuracy.model)
+    assert lost.accuracy.difference_ci95[0] < lost.accuracy.difference < lost.accuracy.difference_ci95[1]
+    # A float file reports the same and passes by its cosine; so does int8 that equals its model.
+    assert parity.with_accuracy(same, worse, model, trial, "cosine", "fp16").passed
+    assert parity.with_accuracy(same, model, model, trial, "cosine", "int8").passed
+
+
+def test_few_pairs_do_not_decide():
+    rng = np.random.default_rng(0)
+    trial = _trial(20, 5, 100)
+    model = rng.normal(size=(20, 8))[trial.identities] + rng.normal(size=(100, 8))
+    found = parity.with_accuracy(
+        parity.judge(model, model, "int8"), rng.normal(size=model.shape), model, trial, "cosine", "int8"
+    )
+    assert (found.passed, found.accuracy.decides) == (True, False)
+    assert "3,000 are needed to decide by it" in found.reason

@@ -1,9 +1,11 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
-from export import sidecar
+import export
+from export import child, sidecar
 from faces.errors import UserError
 from faces.verification import Roc
 
@@ -52,6 +54,25 @@ def test_missing_files_are_named(artifact):
     sidecar.path_of(artifact).unlink()
     with pytest.raises(UserError, match=r"its sidecar student\.onnx\.json cannot be read"):
         sidecar.read(artifact)
+    with pytest.raises(UserError, match=r"onnx\.json is missing.*onnx, input face float32 \[None, 3, 16, 16\]"):
+        export.load(artifact)
+
+
+def test_a_changed_file_is_opened_on_request_and_by_a_child_first(artifact, monkeypatch):
+    before = export.load(artifact).embed(np.zeros((2, 16, 16, 3), np.uint8))
+    proto = onnx.load(str(artifact))
+    proto.doc_string = "simplified by another tool"
+    onnx.save(proto, str(artifact))
+    with pytest.raises(UserError, match="export it again"):
+        export.load(artifact)
+    probed, real = [], child.probe
+    monkeypatch.setattr(child, "probe", lambda path: probed.append(path) or real(path))
+    found = export.load(artifact, changed=True).embed(np.zeros((2, 16, 16, 3), np.uint8))
+    assert np.array_equal(found, before)
+    assert probed == [artifact]
+    artifact.write_bytes(artifact.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"student\.onnx: not a usable onnx file"):
+        export.load(artifact, changed=True)
 
 
 @pytest.mark.parametrize(

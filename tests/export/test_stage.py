@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -10,18 +9,21 @@ import torch
 
 import export
 from export import sidecar, stage
+from export.stage import How
 from faces import open_faces
 from faces.align import crop
 from faces.errors import UserError
 from faces.files import sha256
 
+ONNX = How(formats=["onnx"])
+
 
 def _spoil(monkeypatch, change):
     """Make the ONNX writer change one weight of the file that it wrote."""
-    written = stage._FORMATS["onnx"]
+    written = stage.export_onnx
 
-    def spoiled(model, path, px):
-        written.write(model, path, px)
+    def spoiled(model, path, px, **options):
+        written(model, path, px, **options)
         proto = onnx.load(str(path))
         weight = max(proto.graph.initializer, key=lambda w: len(w.raw_data))
         values = onnx.numpy_helper.to_array(weight).copy()
@@ -29,18 +31,18 @@ def _spoil(monkeypatch, change):
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(proto, str(path))
 
-    monkeypatch.setitem(stage._FORMATS, "onnx", dataclasses.replace(written, write=spoiled))
+    monkeypatch.setattr(stage, "export_onnx", spoiled)
 
 
 def _wreck(values):
     values[...] = -values
 
 
-def test_rows_tell_the_files(exported, student, noise, card, tmp_path):
-    rows = stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+def test_rows_tell_the_files(exported, student, noise, card, subject, tmp_path):
+    rows, _ = stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, ONNX)
     (row,) = rows
-    assert set(row) == {"path", "format", "precision", "bytes", "sha256", "parity"}
-    assert set(row["parity"]) == {"max_abs", "cosine_min", "passed", "reason"}
+    assert {"model", "path", "format", "precision", "bytes", "sha256", "parity", "seconds"} <= set(row)
+    assert set(row["parity"]) == {"max_abs", "cosine_min", "passed", "reason", "accuracy"}
     data = (tmp_path / row["path"]).read_bytes()
     assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.onnx", "student.onnx.json"]
@@ -48,11 +50,11 @@ def test_rows_tell_the_files(exported, student, noise, card, tmp_path):
     assert row["sha256"] == sha256(exported / "student.onnx")
 
 
-def test_real_faces_pass_the_gate(tmp_path, student, card):
+def test_real_faces_pass_the_gate(tmp_path, student, card, subject):
     faces = open_faces("orl")
     images = crop(faces.images, faces.landmarks, "arcface", 32)
     model = student("tiny32", seed=3)
-    rows = stage.export_model(model, "s", tmp_path, ["onnx", "tflite"], images, card)
+    rows, _ = stage.export_model(subject(model, images, card), tmp_path, How())
     for row in rows:
         assert row["parity"]["passed"]
         assert "only" not in row["parity"]["reason"]
@@ -60,28 +62,29 @@ def test_real_faces_pass_the_gate(tmp_path, student, card):
         assert abs(found - stage.reference_embeddings(model, images[:5])).max() < 1e-4
 
 
-def test_a_wrong_weight_stops_the_stage_and_leaves_nothing(tmp_path, student, noise, card, monkeypatch):
+def test_a_wrong_weight_stops_the_stage_and_leaves_nothing(tmp_path, student, noise, card, subject, monkeypatch):
     images = noise(256, 16)
-    stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card)
+    stage.export_model(subject(student("tiny16"), images, card), tmp_path, ONNX)
     _spoil(monkeypatch, _wreck)
     with pytest.raises(UserError, match=r"student\.onnx differs from its model: least cosine \S+, below 0\.99999"):
-        stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card)
+        stage.export_model(subject(student("tiny16"), images, card), tmp_path, ONNX)
     assert not list(tmp_path.iterdir())  # nor the export of before, which is another model's by now
 
 
-def test_one_lost_channel_is_seen(tmp_path, student, noise, card, monkeypatch):
+def test_one_lost_channel_is_seen(tmp_path, student, noise, card, subject, monkeypatch):
     def lose(values):
         values[0] = 0
 
     _spoil(monkeypatch, lose)
     with pytest.raises(UserError, match="differs from its model"):
-        stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+        stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, ONNX)
 
 
-def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, monkeypatch):
+def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject, monkeypatch):
     _spoil(monkeypatch, _wreck)
     images = noise(30, 16)
-    (row,) = stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], images, card, allow_failure=True)
+    how = How(formats=["onnx"], allow_failure=True)
+    ((row,), _) = stage.export_model(subject(student("tiny16"), images, card), tmp_path, how)
     assert row["parity"]["passed"] is False
     found = sidecar.read(tmp_path / "student.onnx")
     assert found.parity_failure_allowed
@@ -89,16 +92,18 @@ def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, monkeypa
     assert "only 30 faces, 256 wanted" in found.parity.reason
 
 
-def test_what_a_killed_run_left_goes_away(tmp_path, student, noise, card):
+def test_what_a_killed_run_left_goes_away(tmp_path, student, noise, card, subject):
     (tmp_path / ".unproved").mkdir()
     (tmp_path / ".unproved" / "student.onnx").write_text("half a file")
-    stage.export_model(student("tiny16"), "student", tmp_path, ["onnx"], noise(256, 16), card)
+    stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, ONNX)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.onnx", "student.onnx.json"]
 
 
-def test_unknown_formats_are_told_before_any_work(tmp_path, card):
+def test_unknown_formats_are_told_before_any_work(tmp_path):
     with pytest.raises(UserError, match=r"unknown format 'coreml'\. Known: onnx, tflite"):
-        stage.export_model(None, "s", tmp_path / "new", ["onnx", "coreml"], None, card)
+        stage.export_model(None, tmp_path / "new", How(formats=["onnx", "coreml"]))
+    with pytest.raises(UserError, match=r"unknown precision 'int4'\. Known: fp32, fp16, int8"):
+        stage.export_model(None, tmp_path / "new", How(precisions=["int4"]))
     assert not (tmp_path / "new").exists()
 
 

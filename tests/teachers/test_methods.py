@@ -67,6 +67,22 @@ def test_a_term_alone_computes_what_it_needs(images, draws) -> None:
         assert {name: float(value) for name, value in alone.items()} == {name: float(both[name]) for name in terms}
 
 
+def test_each_copy_has_another_size_and_the_losses_are_their_mean(images, draws) -> None:
+    one, three = method_of("octuplet", triplet_margin=1.0), method_of("octuplet", triplet_margin=1.0, copies=3)
+    high, *low = three.see(images, draws)
+    assert torch.equal(low[0], one.see(images, draws)[1])
+    sizes = torch.stack([augment.mixed_px(draws, (7, 14, 28), copy) for copy in range(3)], 1)
+    assert (sizes.sort(1).values == torch.tensor([7, 14, 28])).all()
+    assert all(
+        torch.equal(view, augment.low_resolution(high, px)) for view, px in zip(low, sizes.unbind(1), strict=True)
+    )
+    labels, features = torch.tensor([0, 0, 3, 3]), [torch.randn(4, 16) for _ in range(4)]
+    found = three(features, labels, [])
+    for term, value in found.items():
+        alone = [float(one([features[0], features[i]], labels, [])[term]) for i in (1, 2, 3)]
+        assert float(value) == pytest.approx(sum(alone) / 3, rel=1e-5)
+
+
 def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> None:
     backbone = small_teacher("mobilefacenet").backbone
     how = finetune_settings("octuplet", anchor=3.0, triplet_margin=1.0)

@@ -1,0 +1,220 @@
+"""What a run leaves behind so that its models can be exported again: `RUN/export.json`, and how it is read."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from export import merge
+from export import sidecar as sidecars
+from export.parity import WANTED_FACES, Trial
+from export.qat import quantisation_aware
+from export.sidecar import Card
+from export.stage import Subject, reference_embeddings
+from faces import verification
+from faces.align import crop
+from faces.dataset import Faces
+from faces.degrade import Degradation, degrade, reduce
+from faces.errors import UserError
+from faces.files import write_json
+from faces.verification import Pairs
+from students.registry import create_student
+from students.tiny import Tiny
+from students.train import training_crops
+from teachers import lora, merging
+from teachers.ensemble import Ensemble
+from teachers.registry import create_teacher
+from teachers.teacher import Teacher
+from teachers.tuned import apply_tuned
+
+KIT = "export.json"
+STUDENT_FACES = 4096
+"""Faces of the trial of a student at most; a teacher's are 256, as it is hundreds of times slower."""
+CALIBRATION_FACES = 512
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kit(_Part):
+    """Paths are relative to the run folder. train_faces: how many of `train` are real (the rest is virtual)."""
+
+    student: str
+    student_file: str
+    student_params: int
+    student_macs: int
+    teacher: str
+    teacher_weights: str | None
+    teacher_tuned: str | None
+    teacher_params: int
+    teacher_macs: int | None
+    teacher_card: sidecars.Teacher
+    data: sidecars.Data
+    train: str
+    train_faces: int
+    test: str
+    test_name: str
+    pairs: str | None
+    seed: int
+    margin: Annotated[float, Field(ge=0, le=0.5)]
+    degradation: dict[str, Any]
+
+
+def write_kit(folder: Path, kit: Kit) -> None:
+    """Write `folder/export.json`, whole."""
+    write_json(folder / KIT, kit.model_dump(mode="json"))
+
+
+def read_kit(folder: Path) -> Kit:
+    """UserError where the folder is no run that has exported once."""
+    file = folder / KIT
+    try:
+        return Kit.model_validate_json(file.read_bytes())
+    except OSError as problem:
+        raise UserError(
+            f"{folder} is no run that can be exported ({KIT}: {problem.strerror}): run compress.pipeline up to its "
+            "export stage first"
+        ) from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} is damaged or of another version ({where}: {first['msg']})") from None
+
+
+class Bench:
+    """A run folder's faces and models, read once."""
+
+    def __init__(self, folder: Path, kit: Kit) -> None:
+        self.folder, self.kit = folder, kit
+        self.train, self.test = (self._faces(name) for name in (kit.train, kit.test))
+        self.train = self.train.subset(np.arange(min(kit.train_faces, len(self.train))))
+
+    def _faces(self, name: str) -> Faces:
+        if not (self.folder / name).is_file():
+            raise UserError(f"{self.folder / name} is missing: run compress.pipeline in this folder again")
+        return Faces.load(self.folder / name)
+
+    def student(self) -> Subject:
+        """The run's student; its trial are unseen people at its input size."""
+        kit = self.kit
+        model = create_student(kit.student)
+        try:
+            model.load_state_dict(load_file(self.folder / kit.student_file))
+        except (OSError, RuntimeError, SafetensorError) as problem:
+            raise UserError(f"{self.folder / kit.student_file} holds no {kit.student}: {problem}") from None
+        model.eval()
+        px = model.input_px
+        trial = self._trial(STUDENT_FACES, f"same@{px}", lambda faces: student_crops(faces, None, px))
+        calibration = degraded_crops(
+            self.train, px, CALIBRATION_FACES, kit.margin, Degradation(**kit.degradation), kit.seed
+        )
+        card = Card(
+            model=kit.student, template="arcface", metric="cosine", teacher=kit.teacher_card, data=kit.data,
+            parameters=kit.student_params, macs=kit.student_macs,
+        )  # fmt: skip
+        return Subject(
+            "student", model, card, trial, calibration=calibration,
+            calibration_source=f"{len(calibration)} faces of {kit.data.name}'s training people, randomly degraded "
+            f"to {px} px",
+            aware=lambda: self._aware(model),
+        )  # fmt: skip
+
+    def _aware(self, student: Tiny) -> nn.Module:
+        crops = training_crops(self.train, student.input_px, self.kit.margin)
+        how = Degradation(**self.kit.degradation)
+        return quantisation_aware(student, crops, self.kit.margin, how, self.kit.seed)
+
+    def teacher(self, policy: str = "mean") -> Subject:
+        """The run's teacher; with twin adapters merged at the alpha that `policy` means, and priced.
+
+        UserError for an ensemble: its members are exported one by one.
+        """
+        kit = self.kit
+        teacher = create_teacher(kit.teacher, self._weights())
+        if isinstance(teacher, Ensemble):
+            raise UserError(f"{kit.teacher} is an ensemble: export its members, each from a run of its own")
+        if kit.teacher_tuned is not None:
+            apply_tuned(teacher, self.folder / kit.teacher_tuned)
+        teacher.eval()
+        side = teacher.input_px
+        trial = self._trial(WANTED_FACES, "full", lambda faces: crop(faces.images, faces.landmarks, teacher.template))
+        if trial.images.shape[1] != side:
+            trial = Trial(reduce(trial.images, None, side), trial.identities, trial.pairs, trial.protocol, trial.data)
+        rng = np.random.default_rng([kit.seed, 16])
+        few = self.train.subset(np.sort(rng.permutation(len(self.train))[: CALIBRATION_FACES // 4]))
+        calibration = crop(few.images, few.landmarks, teacher.template, side)
+        halves = np.concatenate([calibration[::2], reduce(calibration[1::2], merge.LOW_PX, side)])
+        card = Card(
+            model=kit.teacher, template=teacher.template, metric=teacher.metric, teacher=kit.teacher_card,
+            data=kit.data, parameters=kit.teacher_params, macs=kit.teacher_macs,
+        )  # fmt: skip
+        source = f"{len(halves)} training faces, half at full size, half at {merge.LOW_PX} px"
+        subject = Subject("teacher", teacher, card, trial, calibration=halves, calibration_source=source)
+        return self._at(policy, teacher, subject, calibration) if merging.is_twin(teacher) else subject
+
+    def _at(self, policy: str, teacher: Teacher, subject: Subject, calibration: np.ndarray) -> Subject:
+        alpha, trial = merge.choose_alpha(policy, teacher, calibration), subject.trial
+        if alpha.value is None:
+            return replace(
+                subject,
+                model=merging.at_alpha(teacher, lora.DEFAULT_ALPHA),
+                alpha=merging.alphas(teacher, trial.images),
+                card=subject.card.model_copy(update={"alpha": alpha}),
+                reference=reference_embeddings(teacher, trial.images),
+            )
+        fixed = merging.merged(teacher, alpha.value)
+        known = trial.identities >= 0
+        # Faces that only fill the trial up have no pairs and say nothing of accuracy.
+        prices = merge.price(teacher, fixed, trial.images[known], trial.pairs, trial.identities[known])
+        card = subject.card.model_copy(update={"alpha": alpha.model_copy(update={"price": prices})})
+        reference = reference_embeddings(merging.at_alpha(teacher, alpha.value), trial.images)
+        return replace(subject, model=fixed, card=card, reference=reference)
+
+    def _weights(self) -> str | Path | None:
+        given = self.kit.teacher_weights
+        inside = None if given is None else self.folder / given
+        return inside if inside is not None and inside.is_file() else given
+
+    def _trial(self, most: int, protocol: str, cut: Callable[[Faces], np.ndarray]) -> Trial:
+        """Unseen people first, and their pairs; filled up to 256 from the training side, for the numbers alone."""
+        kit, test = self.kit, self.test
+        pairs: Pairs | None
+        if len(test) > most:
+            # Whole people, so that pairs are left.
+            order = np.argsort(np.random.default_rng([kit.seed, 17]).permutation(test.identities.max() + 1))
+            keep = np.argsort(order[test.identities], kind="stable")[:most]
+            test = test.subset(np.sort(keep))
+        if kit.pairs is not None and len(test) == len(self.test):
+            pairs = verification.read_pairs(self.folder / kit.pairs, test.keys)
+        else:
+            try:
+                pairs = verification.make_pairs(test.identities, kit.seed)
+            except UserError:
+                # Too few people for any accuracy: the sidecar then says none.
+                pairs = None
+        filled = self.train.subset(np.arange(min(len(self.train), max(0, WANTED_FACES - len(test)))))
+        images = np.concatenate([cut(test), cut(filled)])
+        identities = np.concatenate([test.identities, np.full(len(filled), -1)])
+        return Trial(images, identities, pairs, protocol, f"{kit.test_name}, test")
+
+
+def student_crops(faces: Faces, px: int | None, input_px: int) -> np.ndarray:
+    """What a student of `input_px` sees of `faces` at `px` pixels (None = full size): (N, input, input, 3) uint8."""
+    return reduce(crop(faces.images, faces.landmarks, "arcface"), px, input_px)
+
+
+def degraded_crops(faces: Faces, px: int, count: int, margin: float, how: Degradation, seed: int) -> np.ndarray:
+    """(N, px, px, 3) uint8: `count` faces at most, as training degrades them; a function of the seed."""
+    rng = np.random.default_rng([seed, 18])
+    chosen = faces.subset(np.sort(rng.permutation(len(faces))[:count]))
+    crops = torch.from_numpy(training_crops(chosen, px, margin)).permute(0, 3, 1, 2)
+    low = degrade(crops, px, margin, how, torch.Generator().manual_seed(seed))
+    return np.ascontiguousarray((low * 255).round().byte().permute(0, 2, 3, 1).numpy())

@@ -1,0 +1,160 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+import export
+from export import kit as kits
+from export.__main__ import main
+from export.kit import Bench, Kit, degraded_crops, read_kit, student_crops, write_kit
+from faces import open_faces
+from faces.degrade import Degradation
+from faces.errors import UserError
+from faces.files import sha256
+from students.tiny import count_macs, count_parameters
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return open_faces("orl")
+
+
+@pytest.fixture
+def folder(tmp_path, faces, student):
+    """A run folder as the pipeline's export stage leaves it, with a student of random weights."""
+    people = faces.identities
+    (tmp_path / "work").mkdir()
+    faces.subset(np.flatnonzero(people < 30)).save(tmp_path / "work/train.npz")
+    faces.subset(np.flatnonzero(people >= 30)).save(tmp_path / "work/test.npz")
+    model = student("tiny16")
+    save_file(model.state_dict(), tmp_path / "student.safetensors")
+    write_kit(
+        tmp_path,
+        Kit(
+            student="tiny16", student_file="student.safetensors", student_params=count_parameters(model),
+            student_macs=count_macs(model, 16), teacher="dlib_resnet", teacher_weights=None, teacher_tuned=None,
+            teacher_params=5_600_000, teacher_macs=None,
+            teacher_card={"name": "dlib_resnet", "bootstrap": False, "licence": "CC0"},
+            data={"name": "orl", "licence": "research"}, train="work/train.npz", train_faces=200,
+            test="work/test.npz", test_name="orl", pairs=None, seed=0, margin=0.125,
+            degradation=vars(Degradation()),
+        ),
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_the_students_trial_are_unseen_people_and_the_rest_counts_for_numbers_alone(folder, faces):
+    subject = Bench(folder, read_kit(folder)).student()
+    test = faces.subset(np.flatnonzero(faces.identities >= 30))
+    assert len(subject.trial.images) == 256
+    assert np.array_equal(subject.trial.images[: len(test)], student_crops(test, None, 16))
+    assert (subject.trial.identities[len(test) :] == -1).all()
+    assert subject.trial.pairs is not None
+    assert max(subject.trial.pairs.a.max(), subject.trial.pairs.b.max()) < len(test)
+    assert subject.calibration.shape == (200, 16, 16, 3)  # the virtual faces behind the 200 are left out
+    assert "200 faces of orl's training people" in subject.calibration_source
+
+
+def test_calibration_is_degraded_and_the_same_for_a_seed(faces):
+    one, same, other = (degraded_crops(faces, 16, 50, 0.125, Degradation(), seed) for seed in (0, 0, 1))
+    assert one.dtype == np.uint8
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_exports_again_with_one_command(folder):
+    done = CliRunner().invoke(main, [str(folder), "--format", "onnx", "--precision", "fp32,fp16"])
+    assert done.exit_code == 0, done.output
+    for name in ("student.onnx", "student-fp16.onnx"):
+        assert name in done.output
+        contract = export.load(folder / name).sidecar
+        assert contract.sha256 == sha256(folder / name)
+        assert contract.parity.passed
+        assert contract.parity.accuracy.pairs > 100
+        assert contract.thresholds["1e-2"].value is not None or "impostor pairs" in contract.thresholds["1e-2"].reason
+        assert contract.input.dtype == "float32"
+    assert "trtexec" in done.output
+
+
+def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
+    asked = [str(folder), "--format", "onnx", "--uint8-input", "--normalise"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    artifact = export.load(folder / "student.onnx")
+    assert (artifact.sidecar.input.dtype, artifact.sidecar.input.layout) == ("uint8", "NHWC")
+    assert artifact.sidecar.normalised
+    images = Bench(folder, read_kit(folder)).student().trial.images[:7]
+    expected = embed(student("tiny16"), images)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(artifact.embed(images) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "pdf"], "unknown format 'pdf'"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--batch", "3,2,1"], "--batch 3,2,1: it must rise"),
+        (["--batch", "many"], "--batch takes MIN,OPT,MAX"),
+        (["--no-student"], "nothing to export"),
+    ],
+)
+def test_mistakes_are_told(folder, arguments, said):
+    done = CliRunner().invoke(main, [str(folder), *arguments])
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    done = CliRunner().invoke(main, [str(tmp_path)])
+    assert done.exit_code == 2
+    assert "run compress.pipeline up to its export stage first" in done.output
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"student": "../../x"}'])
+def test_a_damaged_kit(folder, text):
+    (folder / kits.KIT).write_text(text)
+    with pytest.raises(UserError, match=r"export\.json is damaged"):
+        read_kit(folder)
+
+
+def test_weights_of_another_student(folder):
+    save_file({"x": torch.zeros(3)}, folder / "student.safetensors")
+    with pytest.raises(UserError, match=r"student\.safetensors holds no tiny16"):
+        Bench(folder, read_kit(folder)).student()
+
+
+@pytest.mark.slow
+def test_every_format_and_the_teacher_by_one_command(folder):
+    formats, precisions = "onnx,tflite,tensorrt-rtx", "fp32,fp16,int8"
+    command = [sys.executable, "-m", "export", str(folder), "--format", formats, "--precision", precisions,
+               "--export-teacher", "--capability", "SM86"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "300"})
+    assert done.returncode == 0, done.stderr
+    files = {
+        file.name.removesuffix(".json"): json.loads(file.read_text())
+        for file in folder.glob("*.json") if file.name != kits.KIT
+    }  # fmt: skip
+    for model in ("student", "teacher"):
+        for one in (".onnx", "-fp16.onnx", "-fp32.tensorrt-rtx.engine", "-fp16.tensorrt-rtx.engine"):
+            assert f"{model}{one}" in files
+    wanted = {".tflite", "-fp16.tflite", "-int8.tflite", "-int8-cpu.onnx", "-int8-tensorrt.onnx",
+              "-int8.tensorrt-rtx.engine"}  # fmt: skip
+    assert {f"student{one}" for one in wanted} <= set(files)
+    for name, told in files.items():
+        assert told["sha256"] == sha256(folder / name)
+        assert name in done.stdout.replace("\n", "")
+        if name.endswith(".engine"):
+            assert told["parity"]["passed"] is None
+            assert "no NVIDIA GPU" in told["parity"]["reason"]
+            assert told["engine"]["onnx_sha256"] == sha256(folder / told["engine"]["onnx"])
+        else:
+            assert told["parity"]["passed"]
+    assert files["student-int8.tflite"]["bytes"] <= 155_000
+    assert files["student-int8-cpu.onnx"]["bytes"] <= 150_000
+    assert files["student-int8.tflite"]["input"]["scale"] == pytest.approx(1 / 255)
