@@ -112,10 +112,10 @@ def print_table(rows: list[dict[str, Any]], misses: list[dict[str, Any]]) -> Non
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("file", "precision", "bytes", "max abs", "worst cosine", "accuracy, %", "build", "verdict"):
         right = heading in ("bytes", "max abs", "worst cosine")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=heading == "file")
     for row in rows:
         parity = row["parity"]
-        verdict = {True: "passed", False: "FAILED, kept on request", None: parity["reason"]}[parity["passed"]]
+        verdict = {True: "passed", False: "FAILED, kept on request", None: "not run"}[parity["passed"]]
         gate = parity["accuracy"]
         accuracy = ""
         if gate is not None:
@@ -127,7 +127,12 @@ def print_table(rows: list[dict[str, Any]], misses: list[dict[str, Any]]) -> Non
     for row in misses:
         table.add_row(row["path"], row["precision"], "", "", "", "", "", f"missed: {row['reason']}")
     console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width of its own.
+        console = Console(width=160)
     console.print(table)
+    for reason in dict.fromkeys(row["parity"]["reason"].split(";")[0] for row in rows if row["parity"]["passed"] is None):
+        console.print(reason, soft_wrap=True, highlight=False)
     for row in rows:
         if row.get("trtexec"):
             console.print(f"{row['path']} on your own GPU or Jetson: {row['trtexec']}", soft_wrap=True, highlight=False)
