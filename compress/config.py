@@ -78,7 +78,8 @@ class Distill(Recipe):
     """Step 2, resolution-adapted distillation: the recipe of the student's training, and its mode.
 
     mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
-    adapted target. weights: a safetensors file to start from. margin: share of the crop kept around the template.
+    adapted target. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the crop
+    kept around the template.
     """
 
     student: str = "tiny16"

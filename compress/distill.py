@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compress import adapt, teach
@@ -19,9 +18,8 @@ from compress.config import Config, Distill
 from compress.data import load_parts
 from compress.run import Run, file_state
 from faces.dataset import Faces
-from faces.errors import UserError
 from faces.files import whole
-from students.registry import create_student
+from students.registry import create_student, load_weights, zoo_file
 from students.tiny import Tiny, count_macs, count_parameters
 from students.train import Examples, train_student, training_crops
 
@@ -29,7 +27,7 @@ STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetenso
 
 
 def settings(config: Config) -> Any:
-    return [config.distill, config.seed, config.device, torch.__version__, file_state(config.distill.weights)]
+    return [config.distill, config.seed, config.device, torch.__version__, file_state(weights_file(config.distill))]
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -83,15 +81,16 @@ def own_features(features: np.ndarray) -> np.ndarray:
 
 
 def start_student(how: Distill, seed: int) -> Tiny:
-    """A fresh student by seed, or one that starts from `how.weights`."""
+    """A fresh student by seed, or one that starts from `how.weights`; UserError where these do not fit."""
     torch.manual_seed(seed)
     student = create_student(how.student)
-    if how.weights is not None:
-        try:
-            student.load_state_dict(load_file(how.weights))
-        except (OSError, RuntimeError, SafetensorError) as problem:
-            raise UserError(f"{how.weights} does not hold the weights of a {how.student}: {problem}") from None
-    return student
+    file = weights_file(how)
+    return student if file is None else load_weights(student, file)
+
+
+def weights_file(how: Distill) -> str | None:
+    """Where the student's first weights lie: a file, or the package for `zoo`; None for random ones."""
+    return str(zoo_file(how.student)) if how.weights == "zoo" else how.weights
 
 
 def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: str) -> Tiny:

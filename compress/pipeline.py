@@ -67,7 +67,7 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     "octuplet for convolutional teachers.",
 )
 @click.option("--teacher-weights", metavar="FILE|hub", help="safetensors or torch file, or `hub` to download.")
-@click.option("--student-weights", metavar="FILE", help="Start the student from this safetensors file.")
+@click.option("--student-weights", metavar="FILE|zoo", help="Start from a safetensors file, or trained.")
 @click.option(
     "--stages",
     metavar="LIST",

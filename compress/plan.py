@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compress.config import Config
-from compress.distill import start_student
+from compress.distill import start_student, weights_file
 from compress.run import Run, Stage, cores, threads
 from compress.teach import REFERENCE
 from faces.dataset import CROP_PX
@@ -50,7 +50,7 @@ def check(config: Config) -> None:
     for spec in (*config.data.public, *filter(None, [config.data.val])):
         # The first record only: an empty folder has none, and its reader says so.
         next(recognise(spec)[0](), None)
-    for file in (config.data.pairs, config.distill.weights):
+    for file in (config.data.pairs, weights_file(config.distill)):
         if file is not None and not Path(file).is_file():
             raise UserError(f"no file {file}")
     start_student(config.distill, config.seed)

@@ -131,7 +131,9 @@ def print_table(rows: list[dict[str, Any]], misses: list[dict[str, Any]]) -> Non
         # A file or a pipe has no width of its own.
         console = Console(width=160)
     console.print(table)
-    for reason in dict.fromkeys(row["parity"]["reason"].split(";")[0] for row in rows if row["parity"]["passed"] is None):
+    for reason in dict.fromkeys(
+        row["parity"]["reason"].split(";")[0] for row in rows if row["parity"]["passed"] is None
+    ):
         console.print(reason, soft_wrap=True, highlight=False)
     for row in rows:
         if row.get("trtexec"):

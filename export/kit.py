@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from export import merge
@@ -25,7 +23,7 @@ from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
 from faces.files import write_json
 from faces.verification import Pairs
-from students.registry import create_student
+from students.registry import create_student, load_weights
 from students.tiny import Tiny
 from students.train import training_crops
 from teachers import lora, merging
@@ -106,11 +104,7 @@ class Bench:
         """The run's student; its trial are unseen people at its input size."""
         kit = self.kit
         model = create_student(kit.student)
-        try:
-            model.load_state_dict(load_file(self.folder / kit.student_file))
-        except (OSError, RuntimeError, SafetensorError) as problem:
-            raise UserError(f"{self.folder / kit.student_file} holds no {kit.student}: {problem}") from None
-        model.eval()
+        load_weights(model, self.folder / kit.student_file).eval()
         px = model.input_px
         trial = self._trial(STUDENT_FACES, f"same@{px}", lambda faces: student_crops(faces, None, px))
         calibration = degraded_crops(

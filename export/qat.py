@@ -47,10 +47,8 @@ class RoundActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            for limit, found in (
-                (self.low, x.detach().amin().clamp(max=0)),
-                (self.high, x.detach().amax().clamp(min=0)),
-            ):
+            x_low, x_high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
+            for limit, found in ((self.low, x_low), (self.high, x_high)):
                 limit.copy_(torch.where(torch.isinf(limit), found, limit + _MOMENTUM * (found - limit)))
         scale = ((self.high - self.low) / 255).clamp_min(1e-12)
         zero_point = (-self.low / scale).round().to(torch.int32)
@@ -75,7 +73,7 @@ class _RoundedLinear(nn.Linear):
 def equalise(first: _Layer, second: _Layer) -> None:
     """Scale the channels between two layers so that the weights on both sides of each have the same peak.
 
-    In place; the function stays, as what lies between (ReLU, pooling) commutes with a positive factor.
+    In place. The function stays, as what lies between (ReLU, pooling) commutes with a positive factor.
     """
     out, into = first.weight.flatten(1).abs().amax(1), second.weight.transpose(0, 1).flatten(1).abs().amax(1)
     # A channel that is dead on either side is left.
@@ -89,7 +87,7 @@ def rounded(student: Tiny) -> Tiny:
     """A trainable copy of the student: batch norms folded, channels equalised, all products of rounded operands."""
     copied = copy.deepcopy(student).cpu().eval()
     for block in [module for module in copied.modules() if isinstance(module, ConvBNReLU)]:
-        block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+        block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
         # The sum behind a block reads its output too.
         block.append(RoundActivation())
     for pair in _PAIRS.split(", "):
@@ -103,8 +101,7 @@ def rounded(student: Tiny) -> Tiny:
 
 @torch.no_grad()
 def plain(trained: Tiny) -> Tiny:
-    """The student that `rounded` made, with its present weights and without the rounding: its layers and names are
-    those of a new student, and its batch norms only add the folded biases."""
+    """What `rounded` made, without the rounding: an ordinary student, whose batch norms only add the folded biases."""
     student, state = Tiny(trained.input_px), trained.state_dict()
     for name, module in student.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -112,8 +109,8 @@ def plain(trained: Tiny) -> Tiny:
         if isinstance(module, nn.Linear):
             module.bias.copy_(state[f"{name}.bias"])
         if isinstance(module, ConvBNReLU):
-            module[1].bias.copy_(state[f"{name}.0.bias"])  # type: ignore[operator, union-attr]
-            module[1].running_var.fill_(1 - module[1].eps)  # type: ignore[operator, union-attr]
+            module[1].bias.copy_(state[f"{name}.0.bias"])  # type: ignore[operator]
+            module[1].running_var.fill_(1 - module[1].eps)  # type: ignore[operator]
     return student.eval()
 
 
@@ -132,10 +129,9 @@ def quantisation_aware(
     aware, original = rounded(student), copy.deepcopy(student).cpu().eval().requires_grad_(False)
     if train is not None:
         train(aware)
-        steps = 0
     faces = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
     optimiser, generator = torch.optim.Adam(aware.parameters(), lr=lr), torch.Generator().manual_seed(seed)
-    for step in range(steps):
+    for step in range(steps if train is None else 0):
         chosen = torch.randint(len(faces), (batch,), generator=generator)
         images = degrade(faces[chosen], student.input_px, margin, how, generator)
         wanted, found = original(images), aware(images)

@@ -1,5 +1,5 @@
 """Tiny students for low-resolution faces."""
 
-from students.registry import create_student, list_students
+from students.registry import create_student, list_pretrained, list_students, load
 
-__all__ = ["create_student", "list_students"]
+__all__ = ["create_student", "list_pretrained", "list_students", "load"]

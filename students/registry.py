@@ -3,10 +3,16 @@
 import difflib
 import fnmatch
 from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from faces.errors import UserError
 from students.tiny import Tiny
 
+ZOO = Path(__file__).parent / "zoo"
+"""Trained students, NAME.safetensors, and the model card of each, NAME.md."""
 _STUDENTS = {f"tiny{px}": partial(Tiny, input_px=px) for px in (16, 32, 64, 96)}
 
 
@@ -22,3 +28,39 @@ def create_student(name: str) -> Tiny:
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"unknown student {name!r}{hint} Known: {', '.join(_STUDENTS)}")
     return _STUDENTS[name]()
+
+
+def list_pretrained() -> list[str]:
+    """Names of the students that come trained with the package."""
+    return sorted(file.stem for file in ZOO.glob("*.safetensors"))
+
+
+def zoo_file(name: str) -> Path:
+    """The trained weights of a student in the package; UserError where it has none."""
+    file = ZOO / f"{name}.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"no trained weights of {name!r} come with the package. Trained: {', '.join(list_pretrained())}"
+        )
+    return file
+
+
+def load_weights(student: Tiny, file: str | Path) -> Tiny:
+    """Put the weights of a safetensors file into `student`, in place; UserError where they do not fit."""
+    try:
+        student.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        raise UserError(f"{file} does not hold the weights of a tiny{student.input_px}: {problem}") from None
+    return student
+
+
+def load(name: str, pretrained: bool = False) -> Tiny:
+    """A student in evaluation mode: trained as its card `students/zoo/NAME.md` says, or of random weights.
+
+    RGB faces in [0, 1], (N, 3, p, p), aligned to the ArcFace template and reduced to p = `input_px`, to (N, 128);
+    two are compared by their cosine. UserError on an unknown name, or one that does not come trained.
+
+    >>> student = students.load("tiny16", pretrained=True)
+    """
+    student = create_student(name)
+    return (load_weights(student, zoo_file(name)) if pretrained else student).eval()

@@ -125,7 +125,7 @@ def test_a_damaged_kit(folder, text):
 
 def test_weights_of_another_student(folder):
     save_file({"x": torch.zeros(3)}, folder / "student.safetensors")
-    with pytest.raises(UserError, match=r"student\.safetensors holds no tiny16"):
+    with pytest.raises(UserError, match=r"student\.safetensors does not hold the weights of a tiny16"):
         Bench(folder, read_kit(folder)).student()
 
 

@@ -159,7 +159,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_left(files, tmp_path, noise, d
         proto = onnx.load_from_string(good)
         proto.graph.input[0].name = "picture"
         file.write_bytes(proto.SerializeToString())
-    with pytest.raises(UserError, match="f.onnx"):
+    with pytest.raises(UserError, match=r"f\.onnx"):
         quantize_onnx(file, made / "q.onnx", noise(8, 16), "cpu")
     assert not made.exists() or not list(made.iterdir())
 

@@ -1,0 +1,58 @@
+"""Publish a run's student with the package: `python -m compress.zoo RUN`."""
+
+import re
+import shutil
+from pathlib import Path
+
+import click
+
+from compress.distill import STUDENT
+from compress.results import Results, load
+from faces.cli import run_cli
+from faces.errors import UserError
+from faces.files import sha256, whole, write_text
+from students.registry import ZOO, create_student, load_weights
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_cli
+def main(folder: Path) -> None:
+    """Copy the student of an ended RUN, and its model card, to students/zoo/.
+
+    The card tells the command and the data by file name and SHA-256, never where they lay.
+    """
+    run = load(folder / "results.json")
+    weights, card = folder / STUDENT, folder / "MODEL_CARD.md"
+    if not (weights.is_file() and card.is_file()):
+        raise UserError(f"{folder} has no {STUDENT} or no model card: run all stages of compress.pipeline first")
+    name = run.student.name
+    load_weights(create_student(name), weights)
+    ZOO.mkdir(exist_ok=True)
+    files = data_files(run)
+    with whole(ZOO / f"{name}.safetensors") as temporary:
+        shutil.copyfile(weights, temporary)
+    write_text(ZOO / f"{name}.md", published(card.read_text(), files))
+    click.echo(f"{ZOO / name}.safetensors and its card")
+
+
+def data_files(run: Results) -> list[Path]:
+    """The files that the run learnt from and was tested on, those that are still there."""
+    config = run.run.config["data"] if run.run is not None else {}
+    named = [*config.get("public", ()), config.get("val"), config.get("pairs")]
+    return [Path(one) for one in named if one is not None and Path(one).is_file()]
+
+
+def published(card: str, files: list[Path]) -> str:
+    """The card with file names in place of paths, and a section with each file's hash."""
+    # The longest first: one path may begin with another.
+    for file in sorted(files, key=lambda one: -len(str(one))):
+        for text in {str(file), re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(file))}:
+            card = card.replace(text, file.name)
+    rows = [f"| {file.name} | {file.stat().st_size:,} | `{sha256(file)}` |" for file in files]
+    table = "\n".join(["", "## Files of the data", "", "| File | Bytes | SHA-256 |", "|---|--:|---|", *rows, ""])
+    return card.rstrip("\n") + "\n" + table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from export import qat
+from export.onnx import export_onnx
+from export.quantize import quantize_onnx
+from faces import open_faces
+from faces.align import crop
+from faces.degrade import Degradation, resize
+from faces.errors import UserError
+from students.train import Examples, Recipe, train_student
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """ORL: crops of the first 30 people enlarged as in training, and 16 px crops of them and of ten others."""
+    orl = open_faces("orl")
+    train, test = (orl.subset(np.flatnonzero(part)) for part in (orl.identities < 30, orl.identities >= 30))
+    small = [resize(crop(part.images, part.landmarks, "arcface"), 16) for part in (train, test)]
+    return crop(train.images, train.landmarks, "arcface", 48, 0.1), *small
+
+
+def _fragile(model, factor):
+    """The same function; one channel of the stem is larger than the others, and read with smaller weights."""
+    with torch.no_grad():
+        for value in (model.stem[1].weight, model.stem[1].bias):
+            value[3] *= factor
+        model.narrow1[0].weight[:, 3] /= factor
+    return model
+
+
+def _cosines(a, b):
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def test_rounded_weights_are_numpys():
+    weight = torch.randn(6, 4, 3, 3) * torch.logspace(-3, 3, 6)[:, None, None, None]
+    weight[2] = 0
+    w = weight.numpy().astype(np.float64)
+    scale = np.maximum(abs(w).max((1, 2, 3), keepdims=True) / 127, 1e-12)
+    expected = np.clip(np.round(w / scale), -127, 127) * scale
+    np.testing.assert_allclose(qat.round_weight(weight).numpy(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_gradients_pass_straight_through_the_rounding_of_weights():
+    weight = torch.randn(5, 8, requires_grad=True)
+    upstream = torch.randn(5, 8)
+    (qat.round_weight(weight) * upstream).sum().backward()
+    assert torch.equal(weight.grad, upstream)
+
+
+def test_rounded_activations_are_numpys_over_a_moving_range():
+    module, rng = qat.RoundActivation(), np.random.default_rng(0)
+    low = high = None
+    for _ in range(5):
+        x = rng.normal(0.3, 1, (7, 9)).astype(np.float32)
+        least, greatest = min(x.min(), 0), max(x.max(), 0)
+        low = least if low is None else low + 0.05 * (least - low)
+        high = greatest if high is None else high + 0.05 * (greatest - high)
+        scale = (high - low) / 255
+        zero = np.round(-low / scale)
+        expected = (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
+        found = module(torch.from_numpy(x)).numpy()
+        # A value midway between two steps may go either way.
+        assert (abs(found - expected) < 1.01 * scale).all()
+        assert (abs(found - expected) < 1e-5).mean() > 0.95
+    module.eval()
+    before = module.low.item(), module.high.item()
+    x = torch.tensor([-100.0, 0.1, 100.0], requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert (module.low.item(), module.high.item()) == before
+    assert (abs(y - torch.tensor([before[0], 0.1, before[1]])) < scale).all()
+    assert x.grad.tolist() == [0, 1, 0]
+
+
+def test_equalised_layers_are_the_same_function_with_like_peaks():
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    with torch.no_grad():
+        first.weight[2] *= 50
+        first.weight[5] = 0
+    x = torch.rand(2, 3, 6, 6)
+    with torch.no_grad():
+        before = second(torch.relu(first(x)))
+        qat.equalise(first, second)
+        assert torch.allclose(second(torch.relu(first(x))), before, atol=1e-5)
+    out, into = first.weight.abs().amax((1, 2, 3)), second.weight.abs().amax((0, 2, 3))
+    alive = out > 0
+    assert alive.sum() == 7
+    assert torch.allclose(out[alive], into[alive])
+
+
+def test_without_training_the_result_is_the_same_function(student, noise, embed):
+    model, images = _fragile(student("tiny16"), 50), noise(64, 16)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    same = qat.quantisation_aware(model, noise(8, 48), 0.1, Degradation(), steps=0)
+    expected = embed(model, images)
+    assert abs(embed(same, images) - expected).max() < 1e-4 * abs(expected).max()
+    # An ordinary student: another takes its weights; and the one given is as it was.
+    student("tiny16").load_state_dict(same.state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not same.training
+
+
+def test_every_product_has_rounded_operands(student, noise):
+    aware = qat.rounded(student("tiny16"))
+    aware(torch.rand(4, 3, 16, 16))
+    layers = [module for module in aware.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 13
+    assert all(layer.round_input.high > 0 for layer in layers)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in aware.modules())
+
+
+def _int8_cosines(model, fp32, folder, faces, embed):
+    """Least and mean cosine of the CPU's int8 file on held-out faces to what the first model says."""
+    _, calibration, held_out = faces
+    export_onnx(model, folder / "m.onnx", 16)
+    quantize_onnx(folder / "m.onnx", folder / "q.onnx", calibration, "cpu")
+    session = onnxruntime.InferenceSession(str(folder / "q.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"face": (held_out / 255).astype("float32").transpose(0, 3, 1, 2)})
+    cosines = _cosines(found, embed(fp32, held_out))
+    return cosines.min(), cosines.mean()
+
+
+def test_a_fragile_student_survives_int8_on_held_out_faces(tmp_path, student, faces, embed):
+    fragile = _fragile(student("tiny16"), 50)
+    before = _int8_cosines(fragile, fragile, tmp_path, faces, embed)
+    aware = qat.quantisation_aware(fragile, faces[0], 0.1, Degradation(), steps=20, batch=32)
+    after = _int8_cosines(aware, fragile, tmp_path, faces, embed)
+    assert before[0] < 0.9
+    assert after[0] > 0.98
+    assert 1 - after[1] < (1 - before[1]) / 4
+
+
+def test_training_itself_lowers_the_error_of_rounding(student, faces, embed):
+    """Behind the equalisation: one channel that no scale between two layers can tame, as it meets others in a sum."""
+    model = student("tiny16")
+    with torch.no_grad():
+        for name in ("narrow1", "narrow2"):
+            for value in (getattr(model, name)[1].weight, getattr(model, name)[1].bias):
+                value[5] *= 20
+        for name in ("wide1", "wide2"):
+            getattr(model, name)[0].weight[:, 5] /= 20
+    errors = []
+    for steps in (0, 60):
+        aware = qat.quantisation_aware(model, faces[0], 0.1, Degradation(), steps=steps, batch=64, lr=1e-3)
+        again = qat.rounded(aware)
+        with torch.no_grad():
+            # Ranges, from the faces that it was trained on.
+            again(torch.from_numpy(faces[1]).permute(0, 3, 1, 2) / 255)
+        errors.append(1 - _cosines(embed(again, faces[2]), embed(model, faces[2])).mean())
+    assert errors[1] < 0.8 * errors[0], errors
+
+
+def test_another_loop_may_train(student, faces):
+    model = student("tiny16")
+    targets = np.random.default_rng(0).normal(size=(len(faces[0]), 128)).astype(np.float32)
+    examples = Examples(faces[0], 0.1, targets, None)
+    recipe = Recipe(samples=96, batch=32, lr=1e-4, average=0.5)
+    curve = []
+    aware = qat.quantisation_aware(
+        model, faces[0], 0.1, Degradation(), train=lambda s: curve.extend(train_student(s, examples, recipe, 0))
+    )
+    assert len(curve) == 3
+    assert not torch.equal(aware.mimic.weight, model.mimic.weight)
+
+
+def test_the_same_seed_gives_the_same_student(student, faces):
+    first, second, other = (
+        qat.quantisation_aware(student("tiny16"), faces[0], 0.1, Degradation(), seed, steps=2, batch=16)
+        for seed in (1, 1, 2)
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not torch.equal(first.mimic.weight, other.mimic.weight)
+
+
+def test_a_training_that_diverged_is_said(student, noise):
+    def spoil(aware):
+        with torch.no_grad():
+            aware.fc1.weight[0, 0] = torch.nan
+
+    with pytest.raises(UserError, match="diverged"):
+        qat.quantisation_aware(student("tiny16"), noise(8, 48), 0.1, Degradation(), train=spoil)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import students
+from export.kit import student_crops
+from export.stage import reference_embeddings
+from faces import open_faces, verification
+from faces.errors import UserError
+from students.registry import ZOO, load_weights, zoo_file
+
+
+@pytest.mark.parametrize("name", students.list_pretrained())
+def test_a_trained_student_tells_people_apart_who_are_in_no_training_set(name):
+    student = students.load(name, pretrained=True)
+    assert not student.training
+    faces = open_faces("orl")
+    found = reference_embeddings(student, student_crops(faces, None, student.input_px))
+    pairs = verification.make_pairs(faces.identities, 0, 1500)
+    scores = verification.similarity(found[pairs.a], found[pairs.b], "cosine")
+    accuracy = verification.correct_by_fold(scores, pairs).mean()
+    torch.manual_seed(0)
+    fresh = reference_embeddings(students.load(name), student_crops(faces, None, student.input_px))
+    scores = verification.similarity(fresh[pairs.a], fresh[pairs.b], "cosine")
+    assert accuracy > 0.85
+    assert accuracy > verification.correct_by_fold(scores, pairs).mean() + 0.1
+
+
+@pytest.mark.parametrize("name", students.list_pretrained())
+def test_each_has_a_card_with_its_figures_and_no_path(name):
+    card = (ZOO / f"{name}.md").read_text()
+    assert f"# {name}, distilled from" in card
+    for needed in ("same@16", "95 % interval", "## Licence", "SHA-256", "python -m compress.pipeline"):
+        assert needed in card
+    assert " /" not in card.replace(" / ", "")
+    assert zoo_file(name).stat().st_size < 1_000_000
+    assert all(np.isfinite(value.numpy()).all() for value in load_file(zoo_file(name)).values())
+
+
+def test_what_is_not_trained_is_told():
+    with pytest.raises(UserError, match="unknown student"):
+        students.load("tiny17", pretrained=True)
+    missing = next(name for name in students.list_students() if name not in students.list_pretrained())
+    with pytest.raises(UserError, match=f"no trained weights of '{missing}' come with the package. Trained: "):
+        students.load(missing, pretrained=True)
+
+
+def test_weights_of_something_else(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"x\.safetensors does not hold the weights of a tiny16"):
+        load_weights(students.create_student("tiny16"), tmp_path / "x.safetensors")
