@@ -137,7 +137,8 @@ class Bench:
             raise UserError(f"{kit.teacher} is an ensemble: export its members, each from a run of its own")
         if kit.teacher_tuned is not None:
             apply_tuned(teacher, self.folder / kit.teacher_tuned)
-        teacher.eval()
+        # A bootstrap computes in bfloat16 where the CPU does so fast; files start from float32.
+        teacher.float().eval()
         side = teacher.input_px
         trial = self._trial(WANTED_FACES, "full", lambda faces: crop(faces.images, faces.landmarks, teacher.template))
         if trial.images.shape[1] != side:

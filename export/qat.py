@@ -8,7 +8,7 @@ Integer-Arithmetic-Only Inference", 2018).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from faces.errors import UserError
 from students.tiny import ConvBNReLU, Tiny
 
 _MOMENTUM = 0.05
-# A layer, and the one that alone reads its channels; those that meet in a sum are bound to each other.
-_PAIRS = "stem narrow1, wide1 narrow2, wide2 narrow3, wide3 narrow4, wide4 top, top fc1, fc1 fc2, fc2 mimic"
+# Layers, and those that alone read their channels; channels that meet in a sum are scaled together.
+_CHAINS = (
+    "stem > narrow1, narrow1 narrow2 > wide1 wide2, wide1 > narrow2, wide2 > narrow3, narrow3 narrow4 > wide3 wide4, "
+    "wide3 > narrow4, wide4 > top, top > fc1, fc1 > fc2, fc2 > mimic"
+)
 _Layer = nn.Conv2d | nn.Linear
 
 
@@ -70,17 +73,20 @@ class _RoundedLinear(nn.Linear):
 
 
 @torch.no_grad()
-def equalise(first: _Layer, second: _Layer) -> None:
-    """Scale the channels between two layers so that the weights on both sides of each have the same peak.
+def equalise(writers: Sequence[_Layer], readers: Sequence[_Layer]) -> None:
+    """Scale the channels between layers so that the weights on both sides of each have the same peak.
 
-    In place. The function stays, as what lies between (ReLU, pooling) commutes with a positive factor.
+    In place. The function stays, as what lies between (ReLU, pooling, sums) commutes with a positive factor.
     """
-    out, into = first.weight.flatten(1).abs().amax(1), second.weight.transpose(0, 1).flatten(1).abs().amax(1)
+    out = torch.stack([layer.weight.flatten(1).abs().amax(1) for layer in writers]).amax(0)
+    into = torch.stack([layer.weight.transpose(0, 1).flatten(1).abs().amax(1) for layer in readers]).amax(0)
     # A channel that is dead on either side is left.
     factor = torch.where((out > 0) & (into > 0), (into / out).sqrt(), 1.0)
-    first.weight.mul_(factor.view(-1, *(1 for _ in first.weight.shape[1:])))
-    first.bias.mul_(factor)  # type: ignore[union-attr]
-    second.weight.div_(factor.view(1, -1, *(1 for _ in second.weight.shape[2:])))
+    for layer in writers:
+        layer.weight.mul_(factor.view(-1, *(1 for _ in layer.weight.shape[1:])))
+        layer.bias.mul_(factor)  # type: ignore[union-attr]
+    for layer in readers:
+        layer.weight.div_(factor.view(1, -1, *(1 for _ in layer.weight.shape[2:])))
 
 
 def rounded(student: Tiny) -> Tiny:
@@ -90,9 +96,9 @@ def rounded(student: Tiny) -> Tiny:
         block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
         # The sum behind a block reads its output too.
         block.append(RoundActivation())
-    for pair in _PAIRS.split(", "):
-        found = (copied.get_submodule(name) for name in pair.split())
-        equalise(*(one[0] if isinstance(one, ConvBNReLU) else one for one in found))  # type: ignore[arg-type]
+    for chain in _CHAINS.split(", "):
+        sides = ([copied.get_submodule(name) for name in side.split()] for side in chain.split(" > "))
+        equalise(*([one[0] if isinstance(one, ConvBNReLU) else one for one in side] for side in sides))  # type: ignore[arg-type]
     for layer in [module for module in copied.modules() if isinstance(module, _Layer)]:
         layer.round_input = RoundActivation()
         layer.__class__ = _RoundedConv if isinstance(layer, nn.Conv2d) else _RoundedLinear

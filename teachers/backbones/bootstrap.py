@@ -32,11 +32,15 @@ class Bootstrap(Backbone):
         self.lora_targets = OFFICIAL_TARGETS | {"single": r"^head$"}
         self.seed, self.options = seed, options
         self.net = random_swin(seed, **options)
-        self.precision = torch.bfloat16 if fast_bfloat16() else torch.float32
-        self.net.to(self.precision)
+        self.net.to(torch.bfloat16 if fast_bfloat16() else torch.float32)
         self.head = nn.Linear(self.net.features_dim, 128)
         self.input_px, self.embedding_dim = self.net.input_px, 128
         self.fitted = False
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the random weights, and so of the arithmetic."""
+        return next(self.net.parameters()).dtype
 
     def features(self, x: Tensor) -> Tensor:
         """(N, 3, p, p) in [0, 1] to (N, features)."""
@@ -45,7 +49,7 @@ class Bootstrap(Backbone):
     def forward(self, x: Tensor) -> Tensor:
         if not self.fitted:
             raise UserError("this bootstrap teacher is not fitted yet: fit_bootstrap(teacher, faces, reference)")
-        return self.head(self.features(x).float())
+        return self.head(self.features(x).to(self.head.weight.dtype))
 
     def fingerprint(self) -> str:
         """SHA-256 over the random weights: equal seeds give equal ones only with the same generator."""

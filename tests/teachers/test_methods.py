@@ -16,7 +16,7 @@ METHODS = [name for name in DEFAULTS if name != "none"]
 
 def method_of(name: str, classes: int = 5, **changes):
     torch.manual_seed(0)
-    changes = ({"anchor": 0.0} if name == "octuplet" else {}) | changes
+    changes = ({"anchor": 0.0, "copies": 1} if name == "octuplet" else {}) | changes
     how = finetune_settings(name, **changes)
     return create_method(how, 16, classes, small_teacher("mobilefacenet").backbone)
 
@@ -85,7 +85,7 @@ def test_each_copy_has_another_size_and_the_losses_are_their_mean(images, draws)
 
 def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> None:
     backbone = small_teacher("mobilefacenet").backbone
-    how = finetune_settings("octuplet", anchor=3.0, triplet_margin=1.0)
+    how = finetune_settings("octuplet", anchor=3.0, copies=1, triplet_margin=1.0)
     method = create_method(how, 16, 5, backbone)
     views = [torch.rand(4, 3, 112, 112) for _ in range(2)]
     with torch.no_grad():
