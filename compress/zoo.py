@@ -11,13 +11,15 @@ from compress.results import Results, load
 from faces.cli import run_cli
 from faces.errors import UserError
 from faces.files import sha256, whole, write_text
+from faces.sources.reader import USER_DATA
 from students.registry import ZOO, create_student, load_weights
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data-licence", metavar="TEXT", help="Terms of the data, where the run could not know them.")
 @run_cli
-def main(folder: Path) -> None:
+def main(folder: Path, data_licence: str | None) -> None:
     """Copy the student of an ended RUN, and its model card, to students/zoo/.
 
     The card tells the command and the data by file name and SHA-256, never where they lay.
@@ -32,7 +34,7 @@ def main(folder: Path) -> None:
     files = data_files(run)
     with whole(ZOO / f"{name}.safetensors") as temporary:
         shutil.copyfile(weights, temporary)
-    write_text(ZOO / f"{name}.md", published(card.read_text(), files))
+    write_text(ZOO / f"{name}.md", published(card.read_text(), files, data_licence))
     click.echo(f"{ZOO / name}.safetensors and its card")
 
 
@@ -43,8 +45,10 @@ def data_files(run: Results) -> list[Path]:
     return [Path(one) for one in named if one is not None and Path(one).is_file()]
 
 
-def published(card: str, files: list[Path]) -> str:
-    """The card with file names in place of paths, and a section with each file's hash."""
+def published(card: str, files: list[Path], licence: str | None = None) -> str:
+    """The card with file names in place of paths, the data's licence, and a section with each file's hash."""
+    if licence is not None:
+        card = card.replace(USER_DATA, licence)
     # The longest first: one path may begin with another.
     for file in sorted(files, key=lambda one: -len(str(one))):
         for text in {str(file), re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(file))}:

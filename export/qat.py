@@ -1,10 +1,9 @@
 """Quantisation-aware fine-tuning: a student whose weights bear the rounding of `quantize` and `tflite`.
 
-Batch norms are folded, as the exporters do, and the channels between two layers brought to like ranges (Nagel et al.,
-"Data-Free Quantization Through Weight Equalization and Bias Correction", 2019). Each forward pass of the training then
-rounds weights (symmetric int8, one scale an output channel) and activations (affine uint8, one range a tensor), and
-passes gradients straight through (Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", 2018).
+Batch norms are folded, as the exporters do, and channels brought to like ranges (Nagel et al., "Data-Free Quantization
+Through Weight Equalization and Bias Correction", 2019). Training then rounds weights (symmetric int8, a scale for each
+output channel) and activations (affine uint8, a range for each tensor), with straight-through gradients (Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
 """
 
 import copy
@@ -37,8 +36,8 @@ def round_weight(weight: Tensor) -> Tensor:
 
 
 class RoundActivation(nn.Module):
-    """To 256 values over a range that holds zero: a moving average of the batches' least and greatest values, which
-    training updates. Gradients pass inside the range, and are zero outside."""
+    """To 256 values over a range that holds zero: in training a moving average of the batches' least and greatest
+    values. Gradients pass inside the range, and are zero outside."""
 
     low: Tensor
     high: Tensor
@@ -74,10 +73,8 @@ class _RoundedLinear(nn.Linear):
 
 @torch.no_grad()
 def equalise(writers: Sequence[_Layer], readers: Sequence[_Layer]) -> None:
-    """Scale the channels between layers so that the weights on both sides of each have the same peak.
-
-    In place. The function stays, as what lies between (ReLU, pooling, sums) commutes with a positive factor.
-    """
+    """Scale, in place, the channels between layers so that the weights on both sides of each have the same peak. The
+    function stays, as what lies between (ReLU, pooling, sums) commutes with a positive factor."""
     out = torch.stack([layer.weight.flatten(1).abs().amax(1) for layer in writers]).amax(0)
     into = torch.stack([layer.weight.transpose(0, 1).flatten(1).abs().amax(1) for layer in readers]).amax(0)
     # A channel that is dead on either side is left.
@@ -92,10 +89,9 @@ def equalise(writers: Sequence[_Layer], readers: Sequence[_Layer]) -> None:
 def rounded(student: Tiny) -> Tiny:
     """A trainable copy of the student: batch norms folded, channels equalised, all products of rounded operands."""
     copied = copy.deepcopy(student).cpu().eval()
-    for block in [module for module in copied.modules() if isinstance(module, ConvBNReLU)]:
+    for block in (module for module in list(copied.modules()) if isinstance(module, ConvBNReLU)):
         block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
-        # The sum behind a block reads its output too.
-        block.append(RoundActivation())
+        block.append(RoundActivation())  # the sum behind a block reads its output too
     for chain in _CHAINS.split(", "):
         sides = ([copied.get_submodule(name) for name in side.split()] for side in chain.split(" > "))
         equalise(*([one[0] if isinstance(one, ConvBNReLU) else one for one in side] for side in sides))  # type: ignore[arg-type]
@@ -127,10 +123,9 @@ def quantisation_aware(
     """A new student, fine-tuned with the rounding in the loop; `student` is left as it was.
 
     crops: (N, S, S, 3) uint8, the ArcFace template enlarged by `margin` on each side, as in `students.train.Examples`.
-    What the student says of each degraded face, the rounded one shall say too: no label and no teacher is needed, and
-    the result stays the student that was measured. `train` replaces that loop: it gets the student to train in place,
-    e.g. by `students.train.train_student`. The result is an ordinary student on the CPU in eval mode. UserError where
-    its weights are not finite.
+    What the student says of each degraded face, the rounded one shall say too: neither label nor teacher is needed.
+    `train` replaces that loop: it gets the student to train in place, e.g. by `students.train.train_student`. The
+    result is an ordinary student on the CPU in eval mode. UserError where its weights are not finite.
     """
     aware, original = rounded(student), copy.deepcopy(student).cpu().eval().requires_grad_(False)
     if train is not None:

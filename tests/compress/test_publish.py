@@ -15,6 +15,7 @@ def test_a_card_tells_files_by_name_and_hash_and_never_where_they_lay(tmp_path):
     found = zoo.published(card, [first, second])
     assert str(tmp_path) not in found
     assert "pipeline --data a.tar --set data.pairs=pairs.csv" in found
+    assert "Data: research only." in zoo.published(f"Data: {zoo.USER_DATA}.", [], "research only")
     assert f"| a.tar | 5 | `{hashlib.sha256(b'faces').hexdigest()}` |" in found
 
 

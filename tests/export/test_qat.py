@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -23,13 +25,26 @@ def faces():
     return crop(train.images, train.landmarks, "arcface", 48, 0.1), *small
 
 
+@pytest.fixture(scope="module")
+def trained(student, faces):
+    """A student that tells faces apart, a little: it learned a projection of their pixels."""
+    enlarged, small, _ = faces
+    pixels = small.reshape(len(small), -1) / 255
+    drawn = np.random.default_rng(0).normal(size=(pixels.shape[1], 128))
+    targets = ((pixels - pixels.mean(0)) @ drawn).astype(np.float32)
+    model = student("tiny16")
+    train_student(model, Examples(enlarged, 0.1, targets, None), Recipe(samples=75 * 64, batch=64), 0)
+    return model
+
+
 def _fragile(model, factor):
     """The same function; one channel of the stem is larger than the others, and read with smaller weights."""
+    model = copy.deepcopy(model)
     with torch.no_grad():
         for value in (model.stem[1].weight, model.stem[1].bias):
             value[3] *= factor
         model.narrow1[0].weight[:, 3] /= factor
-    return model
+    return model.eval()
 
 
 def _cosines(a, b):
@@ -79,16 +94,24 @@ def test_rounded_activations_are_numpys_over_a_moving_range():
 
 def test_equalised_layers_are_the_same_function_with_like_peaks():
     torch.manual_seed(0)
-    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    writers, readers = [nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)], [nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 3)]
     with torch.no_grad():
-        first.weight[2] *= 50
-        first.weight[5] = 0
+        writers[0].weight[2] *= 50
+        for layer in writers:
+            layer.weight[5] = 0
     x = torch.rand(2, 3, 6, 6)
+
+    def run():
+        middle = sum(torch.relu(layer(x)) for layer in writers)
+        return [layer(middle) for layer in readers]
+
     with torch.no_grad():
-        before = second(torch.relu(first(x)))
-        qat.equalise(first, second)
-        assert torch.allclose(second(torch.relu(first(x))), before, atol=1e-5)
-    out, into = first.weight.abs().amax((1, 2, 3)), second.weight.abs().amax((0, 2, 3))
+        before = run()
+        qat.equalise(writers, readers)
+        for old, new in zip(before, run(), strict=True):
+            assert torch.allclose(new, old, atol=1e-5)
+    out = torch.stack([layer.weight.abs().amax((1, 2, 3)) for layer in writers]).amax(0)
+    into = torch.stack([layer.weight.abs().amax((0, 2, 3)) for layer in readers]).amax(0)
     alive = out > 0
     assert alive.sum() == 7
     assert torch.allclose(out[alive], into[alive])
@@ -126,8 +149,8 @@ def _int8_cosines(model, fp32, folder, faces, embed):
     return cosines.min(), cosines.mean()
 
 
-def test_a_fragile_student_survives_int8_on_held_out_faces(tmp_path, student, faces, embed):
-    fragile = _fragile(student("tiny16"), 50)
+def test_a_fragile_student_survives_int8_on_held_out_faces(tmp_path, trained, faces, embed):
+    fragile = _fragile(trained, 200)
     before = _int8_cosines(fragile, fragile, tmp_path, faces, embed)
     aware = qat.quantisation_aware(fragile, faces[0], 0.1, Degradation(), steps=20, batch=32)
     after = _int8_cosines(aware, fragile, tmp_path, faces, embed)
@@ -136,24 +159,18 @@ def test_a_fragile_student_survives_int8_on_held_out_faces(tmp_path, student, fa
     assert 1 - after[1] < (1 - before[1]) / 4
 
 
-def test_training_itself_lowers_the_error_of_rounding(student, faces, embed):
-    """Behind the equalisation: one channel that no scale between two layers can tame, as it meets others in a sum."""
-    model = student("tiny16")
-    with torch.no_grad():
-        for name in ("narrow1", "narrow2"):
-            for value in (getattr(model, name)[1].weight, getattr(model, name)[1].bias):
-                value[5] *= 20
-        for name in ("wide1", "wide2"):
-            getattr(model, name)[0].weight[:, 5] /= 20
-    errors = []
-    for steps in (0, 60):
-        aware = qat.quantisation_aware(model, faces[0], 0.1, Degradation(), steps=steps, batch=64, lr=1e-3)
+def test_training_itself_lowers_the_error_of_rounding(trained, faces, embed, monkeypatch):
+    # Else the equalisation leaves it nothing to do here.
+    monkeypatch.setattr(qat, "equalise", lambda writers, readers: None)
+    fragile, errors = _fragile(trained, 200), []
+    for steps in (0, 100):
+        aware = qat.quantisation_aware(fragile, faces[0], 0.1, Degradation(), steps=steps, batch=64, lr=1e-3)
         again = qat.rounded(aware)
         with torch.no_grad():
             # Ranges, from the faces that it was trained on.
             again(torch.from_numpy(faces[1]).permute(0, 3, 1, 2) / 255)
-        errors.append(1 - _cosines(embed(again, faces[2]), embed(model, faces[2])).mean())
-    assert errors[1] < 0.8 * errors[0], errors
+        errors.append(1 - _cosines(embed(again, faces[2]), embed(fragile, faces[2])).mean())
+    assert errors[1] < 0.85 * errors[0]
 
 
 def test_another_loop_may_train(student, faces):
