@@ -42,8 +42,8 @@ EVALUATE = Stage(
 BENCHMARK = Stage("benchmark", bench.run, bench.settings, (EXPORT,), ("benchmarks", "compress/bench.py"))
 REPORT = Stage(
     "report", collect.run, collect.settings, (EVALUATE, BENCHMARK),
-    ("compress/collect.py", "compress/report.py", "compress/results.py", "compress/plots.py",
-     "compress/figures.py", "compress/words.py", "compress/strip.py", "compress/templates"),
+    ("compress/collect.py", "compress/report.py", "compress/results.py", "compress/result_artifacts.py",
+     "compress/plots.py", "compress/figures.py", "compress/words.py", "compress/strip.py", "compress/templates"),
 )  # fmt: skip
 STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
 

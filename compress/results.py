@@ -10,33 +10,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from compress.result_artifacts import Alpha, Artifact, Count, Fraction, Miss, Name, NotNegative, Part, Percent, Positive
 from faces.errors import UserError
-
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
 
 ROC_POINTS = 200
 """The protocol that a run is judged by."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-class Closeness(_Part):
+class Closeness(Part):
     least: Annotated[float, Field(ge=-1, le=1.000001)]
     """Smallest cosine over the faces."""
     mean: Annotated[float, Field(ge=-1, le=1.000001)]
     """Mean cosine."""
 
 
-class FixedAlpha(_Part):
+class FixedAlpha(Part):
     """What merging the adapters at one alpha costs against each image's own."""
 
     alpha: Fraction
@@ -47,7 +37,7 @@ class FixedAlpha(_Part):
     """Cosines of the merged network's embeddings to those by each image's own alpha, by face width."""
 
 
-class Finetuned(_Part):
+class Finetuned(Part):
     steps: Count
     """Optimiser steps."""
     trained: Count
@@ -58,7 +48,7 @@ class Finetuned(_Part):
     """Optional: where images have an alpha of their own."""
 
 
-class Teacher(_Part):
+class Teacher(Part):
     name: Name
     """As given to `--teacher`."""
     source: Name
@@ -81,7 +71,7 @@ class Teacher(_Part):
     """Optional: licence of the weights."""
 
 
-class Student(_Part):
+class Student(Part):
     name: Name
     """As given to `--student`."""
     params: Count
@@ -98,7 +88,7 @@ class Student(_Part):
     """Optional: width of the embedding."""
 
 
-class Roc(_Part):
+class Roc(Part):
     fmr: list[Fraction]
     """False match rates, ascending, at most 200 points."""
     tmr: list[Fraction]
@@ -115,7 +105,7 @@ class Roc(_Part):
         return self
 
 
-class Accuracy(_Part):
+class Accuracy(Part):
     model: Name
     """`teacher`, `student` or the path of an artifact."""
     data: Name
@@ -174,119 +164,7 @@ class Reference(Accuracy):
     """Which run or file the row was taken from."""
 
 
-class Gate(_Part):
-    """Accuracy of an artifact against its model's on identical pairs, percent."""
-
-    protocol: Name
-    """E.g. `same@16`."""
-    data: Name
-    """Data set and part."""
-    pairs: Count
-    """Genuine and impostor pairs together."""
-    accuracy: Percent
-    """The artifact's."""
-    ci95: Annotated[list[Percent], Field(min_length=2, max_length=2)]
-    """Its 95% interval."""
-    model: Percent
-    """The model's."""
-    difference: Annotated[float, Field(ge=-100, le=100)]
-    """Artifact minus model, percentage points."""
-    difference_ci95: Annotated[list[float], Field(min_length=2, max_length=2)]
-    """95% interval of the paired difference."""
-    decides: bool
-    """Were there pairs enough to judge an int8 artifact by it?"""
-
-
-class Price(_Part):
-    px: Count | None
-    """Width of the probe face; null = full size."""
-    cosine_least: Annotated[float, Field(ge=-1, le=1.000001)]
-    """Of the merged teacher's embeddings to those by each image's own alpha."""
-    cosine_mean: Annotated[float, Field(ge=-1, le=1.000001)]
-    """Mean of it."""
-    accuracy: Percent | None
-    """Verification accuracy at the fixed alpha."""
-    accuracy_per_image: Percent | None
-    """At each image's own."""
-    ci95: Annotated[list[float], Field(min_length=2, max_length=2)] | None
-    """95% interval of their paired difference, percentage points."""
-    pairs: Count
-    """Pairs compared."""
-
-
-class Alpha(_Part):
-    """How the exported teacher mixes its twin adapters."""
-
-    policy: Name
-    """gallery, probe, mean, value or input."""
-    value: Fraction | None
-    """The alpha that both branches are merged at; null where it stays an input."""
-    input: str | None
-    """Name of the graph's input, where it stays one."""
-    source: Name
-    """The faces that gave the value."""
-    price: list[Price]
-    """What one alpha for all images costs, by probe size."""
-
-
-class Miss(_Part):
-    """A file of the teacher that was tried and could not be made, or was not equal."""
-
-    path: Name
-    """The name that it would have had."""
-    format: Name
-    """onnx, tflite, ..."""
-    precision: Name
-    """fp32, fp16 or int8."""
-    reason: Name
-    """Why."""
-
-
-class Parity(_Part):
-    max_abs: NotNegative | None
-    """Largest absolute difference of an embedding value; null where the artifact cannot run here."""
-    cosine_min: Annotated[float, Field(ge=-1, le=1.000001)] | None
-    """Smallest cosine between the artifact's and the model's embedding of one face."""
-    passed: bool | None
-    """The gate's verdict; null where it was not judged, and then `reason` says why."""
-    reason: str | None
-    """Why it failed, was not judged, or what decided."""
-    faces: Count | None = None
-    """Optional: real faces compared."""
-    accuracy: Gate | None = None
-    """Optional: accuracy beside its model's."""
-
-    @model_validator(mode="after")
-    def _explained(self) -> "Parity":
-        if self.passed is not True and not self.reason:
-            raise ValueError("a parity that did not pass needs a reason")
-        return self
-
-
-class Artifact(_Part):
-    path: Name
-    """Relative to the run folder."""
-    format: Name
-    """onnx, tflite, tensorrt, ..."""
-    precision: Name
-    """fp32, fp16 or int8."""
-    bytes: Count
-    """File size."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the file."""
-    parity: Parity
-    """Agreement with the model it was exported from."""
-    model: Literal["student", "teacher"] | None = None
-    """Optional: whose file it is."""
-    consumer: str | None = None
-    """Optional: which runtimes an int8 ONNX file or an engine is for, cpu or tensorrt."""
-    seconds: NotNegative | None = None
-    """Optional: time to write it."""
-    trtexec: str | None = None
-    """Optional: the command that builds an engine from it on the user's own GPU."""
-
-
-class Throughput(_Part):
+class Throughput(Part):
     artifact: Name
     """Path of the artifact, or `teacher`."""
     runtime: Name
@@ -317,7 +195,7 @@ class Throughput(_Part):
     """Part of that peak reached; above 1 only where the peak is another precision's."""
 
 
-class Run(_Part):
+class Run(Part):
     """Optional block: how the run was made. Every key may be left out."""
 
     command: str | None = None
@@ -328,19 +206,19 @@ class Run(_Part):
     """The host's CPU model."""
     cores: Count | None = None
     """Cores that the run could use."""
-    seeds: dict[str, int] = {}
+    seeds: dict[str, int] = Field(default_factory=dict)
     """Seed by what it seeds."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     """Version by package: python, torch, onnx, onnxruntime, ai-edge-litert, bridgeface."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """The run's whole configuration."""
     git: str | None = None
     """Revision of the checkout."""
-    warnings: list[str] = []
+    warnings: list[str] = Field(default_factory=list)
     """What a reader must know, one sentence each."""
 
 
-class PublicData(_Part):
+class PublicData(Part):
     name: Name
     """The data, as opened."""
     faces: Count
@@ -353,7 +231,7 @@ class PublicData(_Part):
     """Optional: licence or terms of the data."""
 
 
-class Split(_Part):
+class Split(Part):
     train_faces: Count
     """Faces of the training people."""
     train_identities: Count
@@ -366,20 +244,20 @@ class Split(_Part):
     """Unseen people."""
 
 
-class Data(_Part):
+class Data(Part):
     """Optional block: what the run learnt from and was tested on. Every key may be left out."""
 
     public: PublicData | None = None
     """The public set."""
     split: Split | None = None
     """Its identity-disjoint split."""
-    skipped: dict[str, Count] = {}
+    skipped: dict[str, Count] = Field(default_factory=dict)
     """Files left out, counted by reason."""
-    landmark_misses: list[str] = []
+    landmark_misses: list[str] = Field(default_factory=list)
     """Keys of the faces in which no landmarks were found."""
 
 
-class Results(_Part):
+class Results(Part):
     schema_version: Literal[1] = Field(alias="schema")
     """The version of this form."""
     teacher: Teacher
