@@ -66,7 +66,8 @@ def quantize_onnx(fp32: str | Path, path: str | Path, crops: np.ndarray, flavour
     with whole(path) as temporary, quiet():
         ready = temporary.with_suffix(".ready.onnx")
         try:
-            quant_pre_process(str(fp32), str(ready))
+            # The exporter has named every shape; the symbolic inference stumbles over a norm.
+            quant_pre_process(str(fp32), str(ready), skip_symbolic_shape=True)
             quantize_static(
                 str(ready),
                 str(temporary),

@@ -118,7 +118,7 @@ def test_bytes_and_alphas_stay_inputs(tmp_path, noise, flavour):
     for name, parameter in model.named_parameters():
         if ".up." in name:
             nn.init.normal_(parameter)
-    export_onnx(model, tmp_path / "f.onnx", 8, uint8_input=True, alpha_input=True)
+    export_onnx(model, tmp_path / "f.onnx", 8, uint8_input=True, alpha_input=True, normalise=True)
     quantize_onnx(tmp_path / "f.onnx", tmp_path / "q.onnx", noise(100, 8), flavour)
     session = _session(tmp_path / "q.onnx", flavour)
     assert [(i.name, i.type) for i in session.get_inputs()] == [("face", "tensor(uint8)"), ("alpha", "tensor(float)")]
@@ -126,7 +126,9 @@ def test_bytes_and_alphas_stay_inputs(tmp_path, noise, flavour):
         images, alpha = noise(batch, 8), np.linspace(0, 1, batch, dtype=np.float32)
         with torch.no_grad(), lora.use_alpha(model, torch.from_numpy(alpha)):
             expected = model(torch.from_numpy(_chw(images))).numpy()
-        assert _cosines(session.run(None, {"face": images, "alpha": alpha})[0], expected).min() > 0.98
+        (found,) = session.run(None, {"face": images, "alpha": alpha})
+        assert _cosines(found, expected).min() > 0.98
+        assert abs(np.linalg.norm(found, axis=1) - 1).max() < 0.01
 
 
 @pytest.mark.parametrize(
