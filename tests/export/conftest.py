@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from export import engines
+from export.onnx import export_onnx
 from export.parity import Trial
-from export.sidecar import Card
+from export.sidecar import Card, Engine
 from export.stage import How, Subject, export_model
+from export.tensorrt import build_engine
 from students import create_student
 from students.tiny import count_macs, count_parameters
 
@@ -84,3 +87,30 @@ def exported(tmp_path_factory: pytest.TempPathFactory, card: Card, noise: Callab
     folder = tmp_path_factory.mktemp("exported")
     export_model(_subject(_student("tiny16"), noise(256, 16), card), folder, How())
     return folder
+
+
+@pytest.fixture(scope="session")
+def student_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "student.onnx"
+    export_onnx(_student("tiny16"), path, 16)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, student_onnx: Path) -> tuple[Path, Engine]:
+    """A TensorRT-RTX engine of `student("tiny16")`, and what its sidecar says of it."""
+    path = tmp_path_factory.mktemp("engine") / "student-fp32.tensorrt-rtx.engine"
+    return path, build_engine(student_onnx, path, "tensorrt_rtx", (2, 4, 8), ["SM80", "SM89"])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """gpu("SM89") puts one there, gpu(None) takes it away."""
+
+    from tensorrt_stand_ins import Driver
+
+    def put(capability: str | None) -> None:
+        found = None if capability is None else Driver(int(capability[2:-1]), int(capability[-1]))
+        monkeypatch.setattr(engines, "driver", lambda: found)
+
+    return put
