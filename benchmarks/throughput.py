@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import numpy as np
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import export
+from benchmarks.lazy import LazyGroup
 from benchmarks.timing import measure
 from faces.cli import run_cli
 from faces.errors import UserError
@@ -88,7 +89,11 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(LazyGroup):
+    lazy: ClassVar = {"train": ("benchmarks.training:train", "Faces per second of the training loops.")}
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--student", help="Time this student with random weights, exported on the spot, e.g. tiny16.")
 @click.option(
     "--artifact", "artifacts", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -105,8 +110,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     help="Timed windows of 50 ms or more; the figure is their median.",
 )  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help='Write {"throughput": [rows]} here.')
+@click.pass_context
 @run_cli
 def main(
+    context: click.Context,
     student: str | None,
     artifacts: tuple[Path, ...],
     device: str,
@@ -125,6 +132,8 @@ def main(
     python -m benchmarks.throughput --student tiny16
     python -m benchmarks.throughput --artifact student.onnx --json speed.json
     """
+    if context.invoked_subcommand is not None:
+        return
     if (student is None) == (not artifacts):
         raise UserError("give either --student NAME or --artifact FILE")
     if device == "cuda":
