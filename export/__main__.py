@@ -1,4 +1,4 @@
-"""`python -m export RUN`, `python -m export verify`, `python -m export embed`."""
+"""`python -m export RUN`, `python -m export verify`, `python -m export embed`, `python -m export vectors`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from export.embed import embed_command
 from export.targets import FORMATS, PRECISIONS
+from export.vectors import vectors_command
 from export.verify import verify_command
 from faces.cli import run_cli
 from faces.errors import UserError
@@ -33,6 +34,7 @@ def main() -> None:
       python -m export runs/x --export-teacher --alpha gallery --format onnx --precision fp32,fp16
       python -m export verify runs/x/student.onnx a.jpg b.jpg
       python -m export embed runs/x/student-int8.tflite photos/ --out photos.npz
+      python -m export vectors runs/x/student.tflite --out vectors.json
     """
 
 
@@ -172,6 +174,7 @@ def _batch(text: str) -> tuple[int, int, int]:
 
 main.add_command(verify_command, "verify")
 main.add_command(embed_command, "embed")
+main.add_command(vectors_command, "vectors")
 
 if __name__ == "__main__":
     main()
