@@ -68,7 +68,8 @@ def photos(people: int) -> Iterator[Photo]:
 def _enlarge(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     height, width = (round(side * _ENLARGED) for side in image.shape[:2])
     matrix = cv2.getRotationMatrix2D((image.shape[1] / 2, image.shape[0] / 2), _TURNED, _ENLARGED)
-    matrix[:, 2] += np.array([width - image.shape[1], height - image.shape[0]]) / 2
+    centred = matrix[:, 2] + np.array([width - image.shape[1], height - image.shape[0]]) / 2
+    matrix = np.column_stack([matrix[:, :2], centred])
     turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return turned, landmarks @ matrix[:, :2].T + matrix[:, 2]
 

@@ -43,7 +43,7 @@ def test_a_reader_of_the_file_alone_gets_the_same_crops_and_embeddings(written, 
     np.testing.assert_allclose(by_file["embeddings"], artifact.embed(np.stack(seen)), atol=1e-4, rtol=1e-5)
     scores = np.array(by_file["scores"]["cosine"])
     np.testing.assert_allclose(np.diag(scores), 1, atol=1e-9)
-    assert np.diag(by_file["scores"]["euclidean"]).max() == 0
+    np.testing.assert_allclose(np.diag(by_file["scores"]["euclidean"]), 0, atol=1e-6)
 
 
 def test_photos_are_of_each_kind_and_people_come_twice(written):
