@@ -1,0 +1,436 @@
+package org.bridgeface.demo;
+
+import android.Manifest;
+import android.app.Activity;
+import android.content.Intent;
+import android.content.pm.PackageManager;
+import android.graphics.Bitmap;
+import android.graphics.drawable.BitmapDrawable;
+import android.net.Uri;
+import android.os.Build;
+import android.os.Bundle;
+import android.os.Handler;
+import android.os.HandlerThread;
+import android.provider.Settings;
+import android.util.Log;
+import android.view.Surface;
+import android.view.View;
+import android.view.WindowManager;
+import android.widget.Button;
+import android.widget.ImageView;
+import android.widget.SeekBar;
+import android.widget.TextView;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import org.bridgeface.core.Benchmark;
+import org.bridgeface.core.CameraGate;
+import org.bridgeface.core.DemoException;
+import org.bridgeface.core.Look;
+import org.bridgeface.core.Network;
+import org.bridgeface.core.People;
+import org.bridgeface.core.Request;
+import org.bridgeface.core.Rgb;
+import org.bridgeface.core.Sidecar;
+import org.bridgeface.core.Verdict;
+
+/**
+ * The one screen. Frames, networks and people belong to the background thread; views and requests to the main one.
+ * `am start --ez benchmark true` measures without a touch; `adb logcat -s FaceBench` reads the figures.
+ */
+public final class MainActivity extends Activity
+        implements CameraFeed.Listener, Dialogs.Listener, View.OnClickListener, SeekBar.OnSeekBarChangeListener {
+    private static final String TAG = "FaceDemo";
+    private static final String BENCH_TAG = "FaceBench";
+    private static final int BENCH_FACES = 5000;
+    private static final String FMR = "1e-3";
+    private static final String[] KEPT = {"request", "asked", "front", "slider", "status"};
+
+    private final Handler main = new Handler();
+    private HandlerThread thread;
+    private Handler background;
+    private Dialogs dialogs;
+    private PreviewView preview;
+    private ImageView seen;
+    private TextView status;
+    private TextView hint;
+    private TextView resolution;
+    private Button gate;
+
+    private Models models;
+    private PeopleStore store;
+    private People people;
+    private CameraFeed feed;
+    private boolean front = true;
+    private boolean asked;
+    private boolean lost;
+    private boolean broken;
+    private volatile int sliderPx = Sidecar.slider()[0];
+    private volatile Request request = Request.NONE;
+
+    @Override
+    protected void onCreate(Bundle state) {
+        super.onCreate(state);
+        setContentView(R.layout.main);
+        getWindow().addFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON | WindowManager.LayoutParams.FLAG_SECURE);
+        preview = (PreviewView) findViewById(R.id.preview);
+        seen = (ImageView) findViewById(R.id.seen);
+        status = (TextView) findViewById(R.id.status);
+        hint = (TextView) findViewById(R.id.hint);
+        resolution = (TextView) findViewById(R.id.resolution);
+        gate = (Button) findViewById(R.id.gate);
+        for (int id : new int[] {R.id.enrol, R.id.verify, R.id.people, R.id.benchmark, R.id.flip, R.id.gate}) {
+            findViewById(id).setOnClickListener(this);
+        }
+        dialogs = new Dialogs(this, this);
+        store = new PeopleStore(this);
+        thread = new HandlerThread("frames");
+        thread.start();
+        background = new Handler(thread.getLooper());
+        status.setText(R.string.ready);
+        int position = 0;
+        if (state != null) {
+            request = Request.read(state.getString(KEPT[0]));
+            asked = state.getBoolean(KEPT[1]);
+            front = state.getBoolean(KEPT[2], true);
+            position = state.getInt(KEPT[3]);
+            status.setText(state.getCharSequence(KEPT[4]));
+        }
+        SeekBar slider = (SeekBar) findViewById(R.id.slider);
+        slider.setMax(Sidecar.slider().length - 1);
+        slider.setOnSeekBarChangeListener(this);
+        slider.setProgress(position);
+        onProgressChanged(slider, position, false);
+        background.post(new Runnable() {
+            @Override
+            public void run() {
+                openModels();
+            }
+        });
+        if (state == null && getIntent().getBooleanExtra("benchmark", false)) {
+            measure();
+        }
+    }
+
+    /** On the background thread, so that the screen shows at once. */
+    private void openModels() {
+        try {
+            models = new Models(this);
+            people = store.load(models.embedder.sidecar);
+        } catch (DemoException problem) {
+            tell(problem);
+            broken = models == null;
+        }
+    }
+
+    @Override
+    protected void onSaveInstanceState(Bundle state) {
+        super.onSaveInstanceState(state);
+        state.putString(KEPT[0], request.write());
+        state.putBoolean(KEPT[1], asked);
+        state.putBoolean(KEPT[2], front);
+        state.putInt(KEPT[3], ((SeekBar) findViewById(R.id.slider)).getProgress());
+        state.putCharSequence(KEPT[4], status.getText());
+    }
+
+    @Override
+    protected void onResume() {
+        super.onResume();
+        lost = false;
+        startCamera();
+    }
+
+    @Override
+    protected void onPause() {
+        stopCamera();
+        super.onPause();
+    }
+
+    @Override
+    protected void onDestroy() {
+        // After what is queued: a network that runs must not be closed under its own feet.
+        background.post(new Runnable() {
+            @Override
+            public void run() {
+                if (models != null) {
+                    models.close();
+                    models = null;
+                }
+            }
+        });
+        thread.quitSafely();
+        super.onDestroy();
+    }
+
+    private CameraGate.State gateState() {
+        boolean granted = checkSelfPermission(Manifest.permission.CAMERA) == PackageManager.PERMISSION_GRANTED;
+        boolean explain = shouldShowRequestPermissionRationale(Manifest.permission.CAMERA);
+        return CameraGate.state(granted, asked, explain, CameraFeed.cameras(this), lost);
+    }
+
+    private void startCamera() {
+        CameraGate.State state = gateState();
+        gate.setText(state.button);
+        gate.setVisibility(state.button.isEmpty() ? View.GONE : View.VISIBLE);
+        if (state != CameraGate.State.OPEN) {
+            preview.show(null, null, false);
+            status.setText(state.message);
+            if (state == CameraGate.State.ASK && !asked) {
+                ask();
+            }
+            return;
+        }
+        stopCamera();
+        feed = new CameraFeed(this, background, this);
+        feed.open(front, 90 * getWindowManager().getDefaultDisplay().getRotation() / Surface.ROTATION_90);
+    }
+
+    private void stopCamera() {
+        if (feed != null) {
+            feed.close();
+            feed = null;
+        }
+    }
+
+    private void ask() {
+        asked = true;
+        requestPermissions(new String[] {Manifest.permission.CAMERA}, 1);
+    }
+
+    @Override
+    public void onRequestPermissionsResult(int code, String[] permissions, int[] results) {
+        // The result may be empty, where the question was broken off; onResume follows and looks for itself.
+        startCamera();
+    }
+
+    @Override
+    public void onFrame(final Rgb frame, final boolean mirrored) {
+        if (models == null || people == null) {
+            return;
+        }
+        Look look = null;
+        try {
+            look = Look.at(frame, models.finder, models.embedder, sliderPx);
+            answer(look);
+        } catch (DemoException problem) {
+            request = Request.NONE;
+            tell(problem);
+        }
+        final Look found = look;
+        main.post(new Runnable() {
+            @Override
+            public void run() {
+                show(frame, found, mirrored);
+            }
+        });
+    }
+
+    /** What the person waits for, on the background thread. */
+    private void answer(Look look) throws DemoException {
+        Request waiting = request;
+        if (waiting.kind == Request.Kind.NONE) {
+            return;
+        }
+        if (look == null || look.quality.hint() != null) {
+            request = waiting.waited();
+            if (request.kind == Request.Kind.NONE) {
+                say(getString(R.string.timeout));
+            }
+            return;
+        }
+        request = Request.NONE;
+        if (waiting.kind == Request.Kind.ENROL) {
+            people.enrol(waiting.name, look.embedding);
+            store.save(people);
+            int faces = people.faces(waiting.name);
+            say(getString(R.string.enrolled, waiting.name, faces, People.MOST_OF_ONE));
+        } else {
+            Sidecar model = models.embedder.sidecar;
+            say(Verdict.of(people.match(waiting.name, look.embedding, model.metric), model, FMR).text);
+        }
+    }
+
+    private void show(Rgb frame, Look look, boolean mirrored) {
+        if (feed == null) {
+            return;
+        }
+        preview.show(frame, look == null ? null : look.face, mirrored);
+        String advice = look == null ? getString(R.string.looking) : look.quality.hint();
+        if (!String.valueOf(hint.getText()).equals(advice == null ? "" : advice)) {
+            hint.setText(advice == null ? "" : advice);
+        }
+        if (look != null) {
+            int side = look.seen.width;
+            Bitmap small = Bitmap.createBitmap(look.seen.argb(mirrored), side, side, Bitmap.Config.ARGB_8888);
+            BitmapDrawable pixels = new BitmapDrawable(getResources(), small);
+            pixels.setFilterBitmap(false);
+            seen.setImageDrawable(pixels);
+        }
+    }
+
+    @Override
+    public void onLost(String why) {
+        Log.w(TAG, "camera lost: " + why);
+        main.post(new Runnable() {
+            @Override
+            public void run() {
+                if (feed != null) {
+                    lost = true;
+                    stopCamera();
+                    startCamera();
+                }
+            }
+        });
+    }
+
+    @Override
+    public void onClick(View view) {
+        int id = view.getId();
+        if (id == R.id.gate) {
+            CameraGate.State state = gateState();
+            lost = false;
+            if (state == CameraGate.State.ASK) {
+                ask();
+            } else if (state == CameraGate.State.DENIED) {
+                Uri self = Uri.fromParts("package", getPackageName(), null);
+                startActivity(new Intent(Settings.ACTION_APPLICATION_DETAILS_SETTINGS, self));
+            } else {
+                startCamera();
+            }
+        } else if (id == R.id.flip) {
+            front = !front;
+            startCamera();
+        } else if (id == R.id.benchmark) {
+            measure();
+        } else if (id == R.id.enrol && !broken) {
+            dialogs.askName();
+        } else if (id == R.id.verify || id == R.id.people) {
+            list(id == R.id.people);
+        }
+    }
+
+    /** Names are read where they live, on the background thread. */
+    private void list(final boolean toDelete) {
+        background.post(new Runnable() {
+            @Override
+            public void run() {
+                final List<String> names = people == null ? new ArrayList<String>() : people.names();
+                final List<String> shown = new ArrayList<String>();
+                for (String name : names) {
+                    shown.add(name + " (" + people.faces(name) + ")");
+                }
+                main.post(new Runnable() {
+                    @Override
+                    public void run() {
+                        if (isFinishing() || isDestroyed()) {
+                            return;
+                        }
+                        if (toDelete) {
+                            dialogs.showPeople(names, shown);
+                        } else {
+                            dialogs.askWhom(names);
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    @Override
+    public void onName(String name) {
+        try {
+            request = Request.enrol(name);
+            status.setText(getString(R.string.waiting_enrol, request.name));
+        } catch (DemoException problem) {
+            status.setText(problem.getMessage());
+        }
+    }
+
+    @Override
+    public void onClaim(String name) {
+        request = Request.verify(name);
+        status.setText(R.string.waiting_verify);
+    }
+
+    @Override
+    public void onDelete(final String name) {
+        background.post(new Runnable() {
+            @Override
+            public void run() {
+                try {
+                    if (name == null || people == null) {
+                        store.deleteAll();
+                        people = models == null ? null : new People(models.embedder.sidecar);
+                    } else {
+                        people.delete(name);
+                        store.save(people);
+                    }
+                    say(getString(R.string.ready));
+                } catch (DemoException problem) {
+                    tell(problem);
+                }
+            }
+        });
+    }
+
+    private void measure() {
+        status.setText(R.string.measuring);
+        background.post(new Runnable() {
+            @Override
+            public void run() {
+                if (models == null) {
+                    return;
+                }
+                try {
+                    Sidecar model = models.embedder.sidecar;
+                    final Benchmark result = Benchmark.run(models.embedder, BENCH_FACES);
+                    String device = Build.MANUFACTURER + " " + Build.MODEL + ", Android " + Build.VERSION.RELEASE + ", "
+                            + Build.SUPPORTED_ABIS[0];
+                    final String runtime = Network.runtime() + ", XNNPACK, " + Models.THREADS + " thread";
+                    final String json = result.json(model, runtime, device, Models.THREADS);
+                    Log.i(BENCH_TAG, json);
+                    final String words = String.format(
+                            Locale.US, "%.0f faces/s, p50 %.0f µs, p95 %.0f µs\n%s\n%s, %s", result.facesPerSecond,
+                            result.p50, result.p95, device, model.file, runtime);
+                    say(words);
+                    main.post(new Runnable() {
+                        @Override
+                        public void run() {
+                            if (!isFinishing() && !isDestroyed()) {
+                                dialogs.showBenchmark(words, json);
+                            }
+                        }
+                    });
+                } catch (DemoException problem) {
+                    tell(problem);
+                }
+            }
+        });
+    }
+
+    @Override
+    public void onProgressChanged(SeekBar bar, int position, boolean byHand) {
+        sliderPx = Sidecar.slider()[position];
+        resolution.setText(getString(R.string.resolution, sliderPx));
+    }
+
+    @Override
+    public void onStartTrackingTouch(SeekBar bar) {}
+
+    @Override
+    public void onStopTrackingTouch(SeekBar bar) {}
+
+    private void tell(DemoException problem) {
+        Log.w(TAG, problem);
+        say(problem.getMessage());
+    }
+
+    private void say(final String words) {
+        main.post(new Runnable() {
+            @Override
+            public void run() {
+                status.setText(words);
+            }
+        });
+    }
+}

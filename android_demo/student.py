@@ -1,0 +1,57 @@
+"""The student that goes into app and page: a run's own, or the trained one of the package, exported here."""
+
+from pathlib import Path
+
+import numpy as np
+
+from android_demo.pins import HERE
+from export import sidecar
+from faces.errors import UserError
+
+PRECISIONS = ("fp32", "int8")
+ZOO = "tiny16"
+
+
+def artifact(folder: Path | None, precision: str) -> Path:
+    """student.tflite or student-int8.tflite, with its sidecar beside it, of the run in `folder` or of the package."""
+    name = "student.tflite" if precision == "fp32" else f"student-{precision}.tflite"
+    if folder is None:
+        file = HERE / "build" / "student" / name
+        if not (file.is_file() and sidecar.path_of(file).is_file()):
+            export_zoo(file.parent)
+    else:
+        file = folder / name
+        if not file.is_file():
+            raise UserError(
+                f"{folder} holds no {name}: python -m export {folder} --format tflite --precision {precision}"
+            )
+    sidecar.read(file)
+    return file
+
+
+def export_zoo(folder: Path) -> None:
+    """Export the package's trained student as TFLite in fp32 and int8; parity and thresholds are of the ORL faces,
+    people it never saw."""
+    # These take seconds to import, and a run's student needs none of them.
+    from export.crops import resize
+    from export.parity import Trial
+    from export.sidecar import Card, Data, Teacher
+    from export.stage import How, Subject, export_model
+    from faces import align, open_faces, verification
+    from students.registry import load
+    from students.tiny import count_macs, count_parameters
+
+    model = load(ZOO, pretrained=True)
+    faces = open_faces("orl")
+    crops = resize(align.crop(faces.images, faces.landmarks, "arcface"), model.input_px)
+    pairs = verification.make_pairs(faces.identities, 0)
+    trial = Trial(crops, faces.identities, pairs, f"same@{model.input_px}", "orl, 40 people")
+    card = Card(
+        model=ZOO, template="arcface", metric="cosine",
+        teacher=Teacher(name="dlib_resnet", bootstrap=False, licence="weights CC0-1.0 (public domain)"),
+        data=Data(name="faces from public research collections", licence="research use only"),
+        parameters=count_parameters(model), macs=count_macs(model, model.input_px),
+    )  # fmt: skip
+    some = np.random.default_rng(0).permutation(len(crops))[:256]
+    subject = Subject("student", model, card, trial, calibration=crops[some], calibration_source="256 ORL faces")
+    export_model(subject, folder, How(formats=("tflite",), precisions=PRECISIONS))
