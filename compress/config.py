@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from faces.degrade import Degradation
 from faces.errors import UserError
-from students.train import Recipe
+from students.batches import Recipe
 from teachers.registry import default_method
 from teachers.settings import DEFAULTS, Finetune
 

@@ -17,11 +17,13 @@ from compress import adapt, teach
 from compress.config import Config, Distill
 from compress.data import load_parts
 from compress.run import Run, file_state
+from faces.crops import CropStore
 from faces.dataset import Faces
 from faces.files import whole
+from students.batches import Examples, crop_side, epoch_order
 from students.registry import create_student, load_weights, zoo_file
 from students.tiny import Tiny, count_macs, count_parameters
-from students.train import Examples, train_student, training_crops
+from students.train import train_student
 
 STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetensors"
 
@@ -62,13 +64,15 @@ def load_student(run: Run, file: str = STUDENT) -> Tiny:
     return student.eval()
 
 
-def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int) -> Examples:
+def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int, seed: int, folder: Path) -> Examples:
     """What `students.train` takes, for a mode: labels only where the mode has a `c`, and for `c` alone no face
-    without a label, as it would teach nothing."""
+    without a label, as it would teach nothing. The crops are cut while the first epoch reads them, into a scratch
+    file in `folder`."""
     if how.mode == "c":
         faces = faces.subset(faces.labelled)
     labels = faces.identities if "c" in how.mode else None
-    return Examples(training_crops(faces, px, how.margin), how.margin, targets, labels)
+    order = epoch_order(len(faces), seed, 0).numpy()
+    return Examples(CropStore(faces, crop_side(px, how.margin), how.margin, order, folder), how.margin, targets, labels)
 
 
 def own_features(features: np.ndarray) -> np.ndarray:
@@ -99,7 +103,7 @@ def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: st
     targets = run.array(targets_file) if targets_file else None
     if how.mode == "dc" and targets is not None:
         targets = own_features(targets)
-    examples = prepare(train, targets, how, student.input_px)
+    examples = prepare(train, targets, how, student.input_px, config.seed, run.path("work"))
     checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
     final = run.path(f"work/{Path(file).stem}-{run.key}.safetensors")
     if final.exists():

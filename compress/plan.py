@@ -17,9 +17,10 @@ from compress.teach import REFERENCE
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
+from students.batches import Examples, Recipe
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
-from students.train import Examples, Recipe, train_student
+from students.train import train_student
 from teachers.bootstrap import view_count
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher, is_stand_in, weight_files

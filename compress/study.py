@@ -141,7 +141,7 @@ class _Split:
             reference = create_single("dlib_resnet")
             with threads(cores()):
                 fit_bootstrap(self.teacher, real, reference, cache, config.teacher.views, seed)
-        self.config = config
+        self.config, self.out = config, out
 
     @functools.cached_property
     def features(self) -> np.ndarray:
@@ -161,7 +161,13 @@ class _Split:
             adapter, _ = fit_adapter(self.features, self.train.identities, config.adapt, self.seed)
             targets = adapter.targets(self.features)
         student = start_student(how, self.seed)
-        train_student(student, prepare(self.train, targets, how, student.input_px), how, self.seed, config.device)
+        train_student(
+            student,
+            prepare(self.train, targets, how, student.input_px, self.seed, self.out),
+            how,
+            self.seed,
+            config.device,
+        )
         px = student.input_px
         return self._row(f"same@{px}", reference_embeddings(student, student_crops(self.test, px, px)), "cosine")
 

@@ -89,7 +89,9 @@ class _Study:
         adapter, _ = fit_adapter(self._features(file), train.identities, self.config.adapt, seed)
         targets = adapter.targets(self._features(file))
         student = start_student(how, seed)
-        train_student(student, prepare(train, targets, how, student.input_px), how, seed, self.config.device)
+        train_student(
+            student, prepare(train, targets, how, student.input_px, seed, self.folder), how, seed, self.config.device
+        )
         px = student.input_px
         low = reference_embeddings(student, student_crops(test, px, px))
         teacher = create_single(self.config.teacher.name, file)

@@ -23,9 +23,9 @@ from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
 from faces.files import write_json
 from faces.verification import Pairs
+from students.batches import training_crops
 from students.registry import create_student, load_weights
 from students.tiny import Tiny
-from students.train import training_crops
 from teachers import lora, merging
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher

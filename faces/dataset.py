@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faces import store
+from faces import archive, store
 from faces.errors import UserError
 from faces.files import whole
 
@@ -70,9 +70,10 @@ class Faces:
         )
 
     def save(self, path: Path) -> None:
+        """Write one .npz file; undecoded images go through memory some at a time."""
         with whole(path) as temporary:
-            np.savez(
-                temporary.open("wb"),
+            archive.write(
+                temporary,
                 images=self.images,
                 landmarks=self.landmarks,
                 identities=self.identities,
@@ -83,9 +84,10 @@ class Faces:
 
     @classmethod
     def load(cls, path: Path) -> "Faces":
+        """What `save` wrote; the images stay in the file until they are looked at."""
         with np.load(path, allow_pickle=False) as file:
             return cls(
-                images=file["images"],
+                images=archive.mapped(path, "images"),
                 landmarks=file["landmarks"],
                 identities=file["identities"],
                 names=tuple(map(str, file["names"])),

@@ -53,19 +53,31 @@ class Degradation:
     jpeg_quality: int = 50
 
 
-def degrade(crops: Tensor, size: int, margin: float, how: Degradation, generator: torch.Generator) -> Tensor:
+def degrade(
+    crops: Tensor,
+    size: int,
+    margin: float,
+    how: Degradation,
+    generator: torch.Generator,
+    rows: slice = slice(None),
+    of: int | None = None,
+) -> Tensor:
     """A random low-resolution version of each face.
 
     crops: (B, 3, S, S) uint8 RGB, the ArcFace template enlarged by `margin` on each side; returns
-    (B, 3, size, size) float in [0, 1] on the same device. The draw depends on `generator` alone.
+    (B, 3, size, size) float in [0, 1] on the same device. The draw depends on `generator` alone. Where the crops
+    are but the `rows` of a batch `of` so many, each gets the version that it gets in the whole batch.
     """
     batch, device = len(crops), crops.device
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator, device=device)
+        return torch.randn(of or batch, *shape, generator=generator, device=device)[rows]
+
+    def uniform() -> Tensor:
+        return torch.rand(of or batch, generator=generator, device=device)[rows]
 
     def chance(probability: float) -> Tensor:
-        return torch.rand(batch, generator=generator, device=device) < probability
+        return uniform() < probability
 
     angle, zoom = normal() * how.rotation, torch.exp(normal() * how.scale)
     mirror = torch.where(chance(how.flip), -1.0, 1.0)
@@ -84,20 +96,15 @@ def degrade(crops: Tensor, size: int, margin: float, how: Degradation, generator
     x = weights @ x @ weights.T
 
     if how.blur:
-        x = _blur(x, torch.where(chance(how.blur), _uniform(batch, generator, device) * how.blur_sigma, 0.0))
+        x = _blur(x, torch.where(chance(how.blur), uniform() * how.blur_sigma, 0.0))
     x = x * (1 + how.gain * normal(1, 1, 1)) * (1 + how.colour * normal(3, 1, 1)) + how.bias * normal(1, 1, 1)
     grey = chance(how.grey)[:, None, None, None]
     x = torch.where(grey, x.mean(1, keepdim=True), x).clamp(0, 1)
     if how.jpeg:
         chosen = chance(how.jpeg).nonzero()[:, 0]
-        low = how.jpeg_quality
-        quality = low + (95 - low) * torch.rand(len(chosen), generator=generator, device=device)
-        x = x.index_copy(0, chosen, jpeg(x[chosen], quality))
+        quality = how.jpeg_quality + (95 - how.jpeg_quality) * uniform()
+        x = x.index_copy(0, chosen, jpeg(x[chosen], quality[chosen]))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _uniform(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(batch, generator=generator, device=device)
 
 
 @lru_cache(maxsize=16)

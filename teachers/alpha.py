@@ -11,12 +11,12 @@ from faces.align import crop
 from faces.cnniqa import CNNIQA, PATCH_PX
 from faces.cnniqa_fit import fit_cnniqa
 from faces.dataset import Faces
+from faces.distributed import rank
 from faces.errors import UserError
 from faces.files import write_json
 from faces.pyiqa_metric import create_metric
 from faces.quality import Alpha, Quality
 from teachers import augment
-from teachers.distributed import rank
 from teachers.settings import Finetune
 
 if TYPE_CHECKING:

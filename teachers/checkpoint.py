@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from faces.distributed import rank, world_size
 from faces.errors import UserError
 from faces.files import whole, write_json
-from teachers.distributed import rank, world_size
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

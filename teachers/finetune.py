@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from faces.cli import run_cli
 from faces.dataset import Faces, concatenate, split_identities
+from faces.distributed import rank
 from faces.errors import UserError
 from faces.files import lock, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, make_pairs, read_pairs
 from teachers.alpha import ALPHA, prepare_alpha
-from teachers.distributed import rank
 from teachers.evaluate import CROSS_PX, accuracies, pair_scores
 from teachers.fabric import PRECISIONS, STRATEGIES, create_fabric
 from teachers.loop import Check, Row, finetune

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from faces.align import crop
 from faces.dataset import Faces
+from faces.distributed import all_sum, gather, global_batch_norm, rank, world_size
 from faces.errors import UserError
 from faces.files import fingerprint
 from faces.partition import rank_slice
 from teachers import augment, lora
 from teachers.checkpoint import Checkpoint
-from teachers.distributed import all_sum, gather, global_batch_norm, rank, world_size
 from teachers.fabric import is_sharded
 from teachers.losses.partial_fc import PartialFC
 from teachers.methods.base import Method, create_method, kind_of

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faces.distributed import gather, rank, world_size
 from faces.errors import UserError
-from teachers.distributed import gather, rank, world_size
 from teachers.losses.margin import safe_acos
 
 KINDS = ("cosface", "arcface")
@@ -73,7 +73,7 @@ class PartialFC(nn.Module):
 
     `forward(features (B, D), labels (B,))`: a rank's own batch, B the same on all. Gives the mean loss of the
     global batch, a scalar, the same on every rank; its gradient follows the convention of
-    `teachers.distributed`. Not to be wrapped in DDP.
+    `faces.distributed`. Not to be wrapped in DDP.
 
     sample_rate in (0, 1]: the share of a rank's proxies that takes part in a step: the batch's own identities
     and others drawn at random. Below 1 the gradient is sparse, and with torch.optim.SparseAdam exactly the

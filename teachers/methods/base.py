@@ -14,7 +14,7 @@ class Method(nn.Module):
     """The objective of a fine-tuning, with what only training needs (class weights, queues).
 
     It is not wrapped by DDP: each process computes the loss of the whole batch, on features gathered with their
-    gradient (`teachers.distributed.gather`), so that batch-hard negatives, queues and quality statistics see every
+    gradient (`faces.distributed.gather`), so that batch-hard negatives, queues and quality statistics see every
     process's faces.
     """
 

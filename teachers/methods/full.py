@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faces.distributed import gather
 from faces.errors import UserError
 from teachers import augment
-from teachers.distributed import gather
 from teachers.losses.adaface import AdaFace
 from teachers.losses.center import CenterLoss
 from teachers.losses.margin import create_margin

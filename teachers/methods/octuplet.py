@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from faces.distributed import gather
 from teachers import augment
-from teachers.distributed import gather
 from teachers.losses.octuplet import margin_for, octuplet_loss
 from teachers.methods.base import Method
 from teachers.settings import Finetune

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from faces.distributed import gather
 from faces.errors import UserError
 from teachers import augment
-from teachers.distributed import gather
 from teachers.losses.adaface import AdaFace
 from teachers.losses.contrastive import contrastive_loss, pair_gate, quality_gate
 from teachers.losses.queues import create_pool

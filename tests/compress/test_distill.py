@@ -13,7 +13,7 @@ from faces.align import template_landmarks
 from faces.dataset import CROP_PX, Faces
 from faces.errors import UserError
 from faces.files import write_json
-from students.train import training_crops
+from students.batches import training_crops
 
 FILES = ("targets", "features", "reference_targets", "reference_features")
 

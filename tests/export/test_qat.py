@@ -13,7 +13,8 @@ from faces import open_faces
 from faces.align import crop
 from faces.degrade import Degradation, resize
 from faces.errors import UserError
-from students.train import Examples, Recipe, train_student
+from students.batches import Examples, Recipe
+from students.train import train_student
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ import torch
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
 from students import create_student, train
-from students.train import Examples, Heads, Recipe, train_student
+from students.batches import Batches, Examples, Recipe
+from students.tiny import Tiny
+from students.train import Heads, train_student
 
 _PEOPLE, _EACH = 6, 8
 
@@ -195,7 +197,7 @@ def test_unlabelled_faces_do_not_enter_the_class_term():
     student, heads = create_student("tiny16").eval(), Heads(_PEOPLE, 0)
     images = torch.rand(6, 3, 16, 16)
     labels = torch.tensor([0, -1, 3, -1, -1, 5])
-    loss = train._losses(student, heads, images, None, labels, _SHORT)["class"]
+    loss = train._losses(student(images), heads, None, labels, _SHORT)["class"]
     known = labels >= 0
     logits = heads.identity(student(images[known])).double()
     naive = sum(torch.logsumexp(row, 0) - row[y] for row, y in zip(logits, labels[known], strict=True)) / 3
@@ -203,7 +205,7 @@ def test_unlabelled_faces_do_not_enter_the_class_term():
     loss.backward()
     expected = torch.autograd.grad(naive, heads.identity.weight)[0]
     torch.testing.assert_close(heads.identity.weight.grad, expected.float(), atol=1e-6, rtol=1e-4)
-    nobody = train._losses(student, heads, images, None, torch.full((6,), -1), _SHORT)["class"]
+    nobody = train._losses(student(images), heads, None, torch.full((6,), -1), _SHORT)["class"]
     nobody.backward()
     assert nobody == 0
 
@@ -218,23 +220,23 @@ def test_targets_of_another_width_go_through_a_linear_map():
     assert curve[-1]["mimic"] < 0.8 * curve[0]["mimic"]
     assert student(torch.rand(2, 3, 16, 16)).shape == (2, 128)
     heads, images, targets = Heads(0, 512), torch.rand(5, 3, 16, 16), torch.rand(5, 512)
-    found = train._losses(student, heads, images, targets, None, replace(_SHORT, loss="regression"))["mimic"]
+    found = train._losses(student(images), heads, targets, None, replace(_SHORT, loss="regression"))["mimic"]
     wide = student(images) @ heads.widen.weight.T + heads.widen.bias
     assert found.item() == pytest.approx((wide - targets).square().sum(1).mean().item(), rel=1e-5)
 
 
 def _seen(monkeypatch, examples, how, seed=0):
     """The images, targets and labels that the student was given, in order."""
-    batches, plain = [], train._losses
+    seen, plain = [], Batches.at
 
-    def record(student, heads, images, targets, labels, recipe):
-        batches.append((images.clone(), targets, labels))
-        return plain(student, heads, images, targets, labels, recipe)
+    def record(batches, step):
+        seen.append(plain(batches, step))
+        return seen[-1]
 
-    monkeypatch.setattr(train, "_losses", record)
+    monkeypatch.setattr(Batches, "at", record)
     train_student(_student(), examples, how, seed)
     monkeypatch.undo()
-    return [torch.cat(part) for part in zip(*batches, strict=True)]
+    return [torch.cat(part) for part in zip(*seen, strict=True)]
 
 
 def _bytes(images):
@@ -279,13 +281,13 @@ def test_batches_that_reach_over_an_epochs_end_lose_no_face(monkeypatch):
 
 
 def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
-    states, plain = [], train._losses
+    states, plain = [], Tiny.forward
 
-    def record(student, *rest):
+    def record(student, images):
         states.append({key: value.clone() for key, value in student.state_dict().items()})
-        return plain(student, *rest)
+        return plain(student, images)
 
-    monkeypatch.setattr(train, "_losses", record)
+    monkeypatch.setattr(Tiny, "forward", record)
     last, averaged = _student(), _student()
     train_student(last, _examples(), _SHORT, 0)
     afters = [*states[1:], copy.deepcopy(last.state_dict())]

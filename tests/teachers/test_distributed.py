@@ -8,7 +8,7 @@ from gloo import run_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from teachers.distributed import GlobalBatchNorm, all_sum, gather, global_batch_norm, rank, world_size
+from faces.distributed import GlobalBatchNorm, all_sum, gather, global_batch_norm, rank, world_size
 from teachers.losses.octuplet import octuplet_loss
 
 WORLD, ROWS = 2, 4

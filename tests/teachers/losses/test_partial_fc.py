@@ -8,8 +8,8 @@ from gloo import run_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faces.distributed import rank, world_size
 from faces.errors import UserError
-from teachers.distributed import rank, world_size
 from teachers.losses.margin import create_margin
 from teachers.losses.partial_fc import PartialFC, memory_per_rank
 
