@@ -1,0 +1,65 @@
+"""The demo's Java on this machine's JVM, beside LiteRT's Linux library; what is absent skips with its reason."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from android_demo import compile, pins, student
+from export import runtimes
+from export.vectors import vectors
+from faces.errors import UserError
+
+JAVA = Path(__file__).parent / "java"
+
+
+def need(*names: str, tools: tuple[str, ...] = ()) -> None:
+    """Skip where a pinned package was not fetched or a program is missing: tests fetch nothing themselves."""
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    if missing := [name for name in names if not (pins.CACHE / pins.PINS[name].file).is_file()]:
+        pytest.skip(f"not fetched: {', '.join(missing)}; make -C android_demo fetch")
+
+
+@pytest.fixture(scope="session")
+def artifacts() -> dict[str, Path]:
+    """The package's trained student as TFLite, by precision."""
+    return {precision: student.artifact(None, precision) for precision in student.PRECISIONS}
+
+
+@pytest.fixture(scope="session")
+def vectors_file(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vectors") / "vectors.json"
+    path.write_text(json.dumps(vectors([runtimes.load(one) for one in artifacts.values()], 6)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finder_file() -> Path:
+    need("face-detection")
+    return pins.finder_file()
+
+
+@pytest.fixture(scope="session")
+def jvm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """jvm("Class", arguments...) runs a test program of tests/android/java and reads the JSON that it prints."""
+    need("litert-linux", tools=("javac", "clang-16"))
+    out = tmp_path_factory.mktemp("jvm")
+    try:
+        glue = compile.host_glue(out)
+        classes = compile.java(out / "classes", [*compile.java_files("core"), *sorted(JAVA.glob("*.java"))])
+    except UserError as problem:
+        pytest.fail(str(problem))
+    path = f"{glue.parent}:{pins.litert_library('linux').parent}"
+
+    def run(program: str, *arguments: object) -> Any:
+        command = ["java", "-Xss4m", "-cp", str(classes), f"-Djava.library.path={path}", program, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
