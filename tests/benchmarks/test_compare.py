@@ -1,0 +1,95 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import __main__ as overview
+from benchmarks import compare, operators
+
+ROW = {
+    "artifact": "s.onnx", "runtime": "onnxruntime 1.0", "device": "cpu", "threads": 1, "batch": 32,
+    "precision": "fp32", "input_px": 16, "preprocessing": False, "faces_per_second": 1000.0, "iqr": 30.0,
+}  # fmt: skip
+
+
+def _files(tmp_path, old, new):
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    for path, rows in zip(paths, (old, new), strict=True):
+        path.write_text(json.dumps({"throughput": rows}))
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("rate", "iqr", "verdict", "code"),
+    [(1059, 30.0, "1 within noise", 0), (1061, 30.0, "1 faster", 0), (939, 30.0, "1 slower", 1),
+     (939, [900, 940], "1 within noise", 0)],
+)  # fmt: skip
+def test_rows_that_moved_beyond_their_noise(tmp_path, rate, iqr, verdict, code):
+    new = ROW | {"faces_per_second": rate, "iqr": iqr, "runtime": "onnxruntime 2.0"}
+    done = CliRunner().invoke(compare.main, _files(tmp_path, [ROW], [new]))
+    assert done.exit_code == code
+    assert done.stdout.splitlines()[-1] == verdict
+
+
+def test_rows_of_one_file_alone_are_told(tmp_path):
+    done = CliRunner().invoke(compare.main, _files(tmp_path, [ROW], [ROW | {"batch": 1}]))
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "gone  s.onnx onnxruntime fp32, cpu, 1 thread(s), batch 32",
+        "new  s.onnx onnxruntime fp32, cpu, 1 thread(s), batch 1",
+        "1 gone, 1 new",
+    ]
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"throughput": [{"batch": 1}]}'])
+def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    done = CliRunner().invoke(compare.main, [str(file), str(file)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_overview_names_commands_and_what_is_kept(tmp_path):
+    (tmp_path / "throughput.json").write_text(json.dumps({"throughput": [ROW, ROW | {"faces_per_second": 7.0}]}))
+    done = CliRunner().invoke(overview.main, ["--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "2 rows, at best 1,000 faces/s (s.onnx, onnxruntime 1.0, batch 32)" in done.stdout
+    assert "python -m benchmarks gpu" in done.stdout
+    assert "compare" in CliRunner().invoke(overview.main, ["--help"]).stdout
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_operators_of_tiny16(tiny_files, runtime):
+    pytest.importorskip(runtime)
+    macs = operators.conv_macs(tiny_files["fp32"])
+    # Ten convolutions and three layers, together what the whole network counts.
+    assert len(macs) == 13
+    assert sum(macs.values()) == 1_470_464
+    assert sum(operators.conv_macs(tiny_files["int8"]).values()) == 1_470_464
+    rows = operators.by_operator(tiny_files["fp32"], runtime, 8)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows == sorted(rows, key=lambda row: -row["micros"])
+    # Most products keep their names through fusion, and each is counted once.
+    named = [row["macs"] for row in rows if row["macs"]]
+    assert 0.8 * 1_470_464 <= sum(named) <= 1_470_464
+
+
+def test_what_bounds_it_by_hand():
+    rows = [
+        {"operator": "conv", "macs": 1_000_000, "micros": 100.0},
+        {"operator": "stem", "macs": 100_000, "micros": 100.0},
+        {"operator": "pool", "macs": None, "micros": 50.0},
+    ]
+    found = operators.bound(rows, 1, 110.0)
+    assert found["products_share"] == pytest.approx(0.8)
+    assert found["products_gops"] == pytest.approx(11.0)
+    assert found["products_of_peak"] == pytest.approx(0.1)
+    assert "stem run below half" in found["text"]
+
+
+def test_a_profile_of_no_onnx_file_is_refused(tiny_files):
+    done = CliRunner().invoke(operators.main, [str(tiny_files["tflite"])])
+    assert done.exit_code == 2
+    assert "operators are timed in ONNX files" in done.stderr
