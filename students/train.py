@@ -44,8 +44,9 @@ def train_student(
     progress: Progress | None = None,
     checkpoint_seconds: float = 10.0,
 ) -> list[dict[str, float]]:
-    """Train `student` in place; ends in evaluation mode on the CPU. Returns the curve: about 200 rows of step,
-    lr, loss and its parts.
+    """Train `student` in place, in its own precision; it ends in evaluation mode on the CPU.
+
+    Returns the curve: about 200 rows of step, lr, loss and its parts.
 
     `checkpoint` is written every `checkpoint_seconds` and read at the start where it exists. `progress` gets the
     number of steps just done or found done. Where torch.distributed runs, every process calls this with the same
@@ -64,7 +65,8 @@ def train_student(
             f"a batch of {recipe.batch} faces cannot be shared by {world_size()} processes; set distill.batch"
         )
     torch.manual_seed(draw_seed(seed, 1))
-    heads = Heads(classes, width).to(device)
+    dtype = student.mimic.weight.dtype
+    heads = Heads(classes, width).to(device, dtype)
     working = copy.deepcopy(student).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     working = global_batch_norm(working).train()
     # Its hooks average the gradients of the ranks; that of a gathered feature is the sum over them.
@@ -85,8 +87,8 @@ def train_student(
     for step in range(start, recipe.steps):
         images, targets, labels = batches.at(step)
         pretraining = step < recipe.pretrain * recipe.steps and classes > 0
-        feature = gather(embed(images))
-        losses = _losses(feature, heads, None if pretraining else targets, labels, recipe)
+        feature = gather(embed(images.to(dtype)))
+        losses = _losses(feature, heads, None if pretraining or targets is None else targets.to(dtype), labels, recipe)
         loss = sum(losses.values(), start=torch.zeros((), device=device))
         optimiser.zero_grad()
         loss.backward()
