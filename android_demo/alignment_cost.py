@@ -1,4 +1,4 @@
-"""What it costs to align by eyes and nose instead of five points:
+"""What it costs to align by fewer points, or by those of the demo's finder:
 
 python -m android_demo.alignment_cost ARTIFACT --data FACES.tar --pairs PAIRS.csv
 """
@@ -21,7 +21,7 @@ from faces.verification import Pairs, best_threshold, read_pairs, similarity
 @click.option("--pairs", "file", required=True, type=click.Path(path_type=Path), help="key_a,key_b,same,fold.")
 @run_cli
 def main(artifact: Path, data: str, file: Path) -> None:
-    """Verification accuracy on fixed pairs by the five points of the data, by some of them, and by the demo's finder."""
+    """Verification accuracy on fixed pairs by the data's five points, by some of them, by the demo's finder."""
     opened = runtimes.load(artifact)
     faces = open_faces(data)
     pairs = read_pairs(file, faces.keys)

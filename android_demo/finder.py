@@ -11,6 +11,9 @@ from export.quiet import quiet
 
 SIDE = 128
 LEAST_SCORE, SAME_FACE = 0.5, 0.3
+OFFSETS = np.array([0.027 - 0.019j, -0.027 - 0.019j, -0.086j, -0.419 - 0.14j, 0.419 - 0.14j])
+"""The template's points from the finder's (the mouth's middle for both corners), in eye distances along and across the
+line of the eyes: medians over 1,199 faces of people that nothing is measured on, made symmetric."""
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +69,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def detect(photo: np.ndarray) -> np.ndarray | None:
-    """A `faces.align.Detector`: five points of the largest face, the mouth's NaN; None where there is none."""
+    """A `faces.align.Detector`: five points of the largest face; None where there is none."""
     border = 0
     found = find(photo)
     if not found:
@@ -74,9 +77,9 @@ def detect(photo: np.ndarray) -> np.ndarray | None:
         found = find(cv2.copyMakeBorder(photo, *[border] * 4, cv2.BORDER_REPLICATE))
     if not found:
         return None
-    values = max((one for _, one in found), key=lambda one: one[2] * one[3]) - border
-    points = np.full((5, 2), np.nan)
-    points[:3] = values[4:10].reshape(3, 2)
-    if points[0, 0] > points[1, 0]:
+    values = max((one for _, one in found), key=lambda one: one[2] * one[3])[4:12] - border
+    points = values[::2] + 1j * values[1::2]
+    if points[0].real > points[1].real:
         points[[0, 1]] = points[[1, 0]]
-    return points
+    placed = points[[0, 1, 2, 3, 3]] + OFFSETS * (points[1] - points[0])
+    return np.stack([placed.real, placed.imag], 1)

@@ -33,7 +33,7 @@ public final class CheckLook {
             Map<String, Object> row = new LinkedHashMap<String, Object>();
             if (look != null) {
                 List<Object> points = new ArrayList<Object>(), numbers = new ArrayList<Object>();
-                for (int i = 0; i < 3; i++) {
+                for (int i = 0; i < 5; i++) {
                     points.add(Arrays.<Object>asList(look.face.landmarks[i][0], look.face.landmarks[i][1]));
                 }
                 for (float value : look.embedding) {

@@ -1,0 +1,240 @@
+"""The page in headless Chromium: a fake camera shows real faces; it enrols, knows again, refuses, and measures."""
+
+import http.client
+import json
+import shutil
+import threading
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+from browser import browser, scene, show
+from conftest import need
+
+from android_demo import finder, serve
+from export import crops, runtimes
+from faces import align
+from faces.sources import orl
+from faces.sources.record import decode
+from faces.verification import similarity
+
+FMR = "1e-3"
+
+
+@pytest.fixture(scope="module")
+def address(artifacts):
+    need("litert-js", "litert-js-utils", "face-detection")
+    with serve.server(artifacts["fp32"], 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://localhost:{serving.server_address[1]}/"
+        serving.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trio(artifacts, address):
+    """Three scenes: two of one person whom the network knows again, and one of another person."""
+    artifact = runtimes.load(artifacts["fp32"])
+    threshold = artifact.sidecar.thresholds[FMR].value
+    pictures = {}
+    for record in orl.read():
+        person, image = record.key.split("/")[1:]
+        if int(person[1:]) <= 8 and int(image) <= 3:
+            pictures[person, image] = scene(decode(record.data))
+    points = {key: finder.detect(picture) for key, picture in pictures.items()}
+    keys = [key for key, found in points.items() if found is not None]
+    loose = [align.loose_crop(pictures[key], points[key]) for key in keys]
+    images, landmarks = (np.stack(part) for part in zip(*loose, strict=True))
+    embeddings = artifact.embed(crops.model_crops(images, landmarks, artifact.sidecar))
+    score = {(a, b): similarity(embeddings[i : i + 1], embeddings[j : j + 1], "cosine")[0]
+             for i, a in enumerate(keys) for j, b in enumerate(keys)}  # fmt: skip
+    for a in keys:
+        for b in keys:
+            if a < b and a[0] == b[0] and score[a, b] > threshold + 0.02:
+                other = min(keys, key=lambda c, a=a: score[a, c])
+                return pictures[a], pictures[b], pictures[other]
+    pytest.fail("no person is known again by the student at all")
+
+
+@pytest.fixture(scope="module")
+def page(address, trio, tmp_path_factory):
+    if shutil.which("chromium") is None:
+        pytest.skip("not installed: chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    camera = folder / "camera.y4m"
+    show(camera, trio[0])
+    with browser(folder / "profile", camera) as opened:
+        opened.camera = camera
+        opened.open(address)
+        opened.wait("document.getElementById('status').textContent.startsWith('Ready')")
+        yield opened
+
+
+def _see(page, picture):
+    """Switch the camera off, put another scene before it, and on again."""
+    if page.run("document.getElementById('camera').getAttribute('aria-pressed')") == "true":
+        page.click("camera")
+    show(page.camera, picture)
+    before = page.run("document.getElementById('view').toDataURL().length")
+    page.click("camera")
+    page.wait("document.getElementById('status').textContent.startsWith('Look')")
+    page.wait(f"document.getElementById('view').toDataURL().length !== {before}")
+    page.wait("document.getElementById('hint').textContent === ''")
+
+
+@pytest.mark.slow
+def test_it_enrols_knows_again_refuses_and_forgets(page, trio, tmp_path):
+    first, second, other = trio
+    page.click("verify")
+    assert "No face is in view" in page.status()
+    _see(page, first)
+    page.click("verify")
+    assert "enrol someone first" in page.status()
+    page.run("document.getElementById('name').value = 'Ada'; document.getElementById('enrol').requestSubmit()")
+    assert page.status() == "Ada is enrolled (1 of 5 faces)."
+    _see(page, second)
+    page.click("verify")
+    assert page.status().startswith("Same person as Ada: score 0.")
+    _see(page, other)
+    page.click("verify")
+    assert page.status().startswith("Not Ada: score")
+    # The same by upload, without a camera.
+    file = tmp_path / "second.png"
+    cv2.imwrite(str(file), second[:, :, ::-1])
+    page.upload("file", file)
+    page.wait("document.getElementById('status').textContent.includes('found in second.png')")
+    page.click("verify")
+    assert page.status().startswith("Same person as Ada")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(file.read_bytes()[:100])
+    page.upload("file", broken)
+    page.wait("document.getElementById('status').textContent.startsWith('broken.png is no picture')")
+    page.run("document.querySelector('#people button').click()")
+    page.upload("file", file)
+    page.wait("document.getElementById('status').textContent.includes('found in second.png')")
+    page.click("verify")
+    assert "enrol someone first" in page.status()
+
+
+@pytest.mark.slow
+def test_the_slider_changes_what_the_network_sees(page, trio):
+    _see(page, trio[0])
+    sizes = set()
+    seen = set()
+    for position in range(4):
+        page.run(f"""((slider) => {{
+          slider.value = {position};
+          slider.dispatchEvent(new Event('input'));
+        }})(document.getElementById('slider'))""")
+        page.run("new Promise((next) => setTimeout(next, 1500))")
+        sizes.add(page.run("document.getElementById('px').textContent"))
+        seen.add(page.run("document.getElementById('seen').toDataURL()"))
+    assert sizes == {"96 px", "64 px", "32 px", "16 px"}
+    assert len(seen) > 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_names_what_it_measured(page):
+    page.click("benchmark")
+    page.wait("document.getElementById('figures').textContent.includes('faces/s')", 300)
+    result = json.loads(page.run("fetch(document.getElementById('json').href).then((answer) => answer.text())"))
+    assert result["faces_per_second"] > 10
+    assert 0 < result["p50_us"] <= result["p95_us"]
+    assert result["runtime"].startswith("LiteRT.js 2.5.3")
+    assert "Chrome" in result["device"]
+    print(json.dumps(result))
+
+
+@pytest.mark.slow
+def test_crops_and_embeddings_are_pythons(page, vectors_file):
+    vectors = json.loads(vectors_file.read_text())
+    page.run(f"globalThis.vectors = {json.dumps(vectors)}; 0")
+    worst = page.run("""(async () => {
+      const faces = await import('./faces.js');
+      const { Demo } = await import('./models.js');
+      const demo = await Demo.open();
+      const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+      const off = (a, b) =>
+        a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), a.length === b.length ? 0 : 999);
+      const worst = { loose: 0, aligned: 0, crop: 0, reduced: 0, embedding: 0, largest: 0, score: 0 };
+      const more = (what, value) => { worst[what] = Math.max(worst[what], value); };
+      const mine = [];
+      const given = vectors.artifacts.find((one) => one.precision === 'fp32');
+      for (const [i, face] of vectors.faces.entries()) {
+        const { width, height, rgb } = face.image;
+        const loose = faces.looseCrop({ width, height, data: bytes(rgb) }, face.landmarks);
+        more('loose', off(bytes(face.loose.rgb), loose.image.data));
+        const aligned = faces.alignedCrop(loose, vectors.template, vectors.template_px);
+        more('aligned', off(bytes(face.aligned), aligned.data));
+        more('crop', off(bytes(face.crop), faces.seenCrop(aligned, vectors.input_px, vectors.input_px).data));
+        for (const [px, text] of Object.entries(face.reduced)) {
+          more('reduced', off(bytes(text), faces.seenCrop(aligned, Number(px), vectors.input_px).data));
+        }
+        const embedding = await demo.embed({ data: bytes(face.crop) });
+        mine.push(embedding);
+        more('embedding', off(given.embeddings[i], embedding));
+        more('largest', Math.max(...given.embeddings[i].map(Math.abs)));
+      }
+      for (const metric of ['cosine', 'euclidean']) {
+        mine.forEach((a, i) => mine.forEach((b, j) => {
+          more('score', Math.abs(faces.score(metric, a, b) - given.scores[metric][i][j]));
+        }));
+      }
+      return worst;
+    })()""")
+    print(worst)
+    assert max(worst[what] for what in ("loose", "aligned", "crop", "reduced")) <= 1
+    assert worst["embedding"] < 1e-5 * max(1, worst["largest"])
+    assert worst["score"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_wrong_sidecar_is_named(page):
+    said = page.run("""(async () => {
+      const { wrongSidecar } = await import('./models.js');
+      const right = await (await fetch('models/student.tflite.json')).json();
+      const changes = [{}, { schema_version: 2 }, { format: 'onnx' }, { metric: 'x' }, { crop: { template: 'mine' } },
+        { alpha: { input: 'alpha' } }, { input: { layout: 'NCHW' } }];
+      return [null, ...changes.map((change) => ({ ...right, ...change }))].map(wrongSidecar);
+    })()""")
+    assert said[1] is None
+    assert all(isinstance(words, str) for words in [said[0], *said[2:]])
+    assert len(set(said)) == 7
+
+
+@pytest.mark.slow
+def test_it_fits_a_phone_and_a_desk_and_every_control_has_a_name(page):
+    for width, height in ((360, 740), (1280, 800)):
+        assert page.screenshot(width, height)[:4] == b"\x89PNG"
+        assert page.run("document.documentElement.scrollWidth <= innerWidth"), width
+    names = page.command("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "textbox", "slider", "combobox"}
+    nameless = [one for one in names if one.get("role", {}).get("value") in roles and not one["name"]["value"]]
+    assert nameless == []
+
+
+@pytest.mark.slow
+def test_nothing_left_the_machine_and_nothing_was_complained_of(page):
+    hosts = {urlsplit(one).hostname for one in page.requests if one.startswith(("http", "ws"))}
+    assert hosts == {"localhost"}
+    assert len(page.requests) > 8
+    assert page.complaints == []
+
+
+def test_the_server_gives_what_it_must_and_no_more(address):
+    host = urlsplit(address)
+
+    def get(path):
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=20)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+    status, headers, body = get("/")
+    assert (status, headers["Cross-Origin-Opener-Policy"]) == (200, "same-origin")
+    assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+    assert b"Bridgeface demo" in body
+    assert get("/vendor/litert/wasm/litert_wasm_internal.wasm")[1]["Content-Type"] == "application/wasm"
+    for path in ("/../serve.py", "/vendor/litert/../../../x.json", "/vendor/litert/wasm/../package.json",
+                 "/%2e%2e/serve.py", "/README.md", "//etc/passwd", "/models/"):  # fmt: skip
+        assert get(path)[0] == 404, path
