@@ -62,8 +62,9 @@ def test_the_finder_finds_what_pythons_finds_and_the_embedding_follows(looks, ve
         photo = _photo(face["image"])
         expected = finder.detect(photo)
         assert expected is not None
-        # Photos smaller than the finder's 128 px are enlarged by another rule on each side.
-        np.testing.assert_allclose(look["points"], expected, atol=0.2 if photo.shape[0] < finder.SIDE else 0.02)
+        # A pixel that rounds the other way moves a point by hundredths of its width; photos smaller than the finder's
+        # 128 px are also enlarged by another rule on each side.
+        np.testing.assert_allclose(look["points"], expected, atol=0.2 if photo.shape[0] < finder.SIDE else 0.1)
         known = np.array([point or (np.nan, np.nan) for point in face["landmarks"]])
         eyes = np.hypot(*(known[1] - known[0]))
         # Two finders never agree to the pixel, but they mean the same eyes.
