@@ -37,7 +37,10 @@ def _why_no_cuda() -> str:
 
 
 class _Commands(LazyGroup):
-    lazy: ClassVar = {"train": ("benchmarks.training:train", "Faces per second of the training loops.")}
+    lazy: ClassVar = {
+        "train": ("benchmarks.training:train", "Faces per second of the training loops."),
+        "scale": ("benchmarks.scale:scale", "Train on a made-up set of the paper's size: rate, memory, time."),
+    }
 
 
 @click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

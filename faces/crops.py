@@ -40,7 +40,7 @@ class CropStore:
             with contextlib.suppress(NotImplementedError):
                 _allocate(file.fileno(), int(np.prod(shape)), folder)
             self._map = np.memmap(file, np.uint8, "r+", shape=shape)
-        threading.Thread(target=self._fill, daemon=True).start()
+        threading.Thread(target=self._fill).start()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -76,6 +76,9 @@ class CropStore:
 
     def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(self.order), _CHUNK):
+            # An interpreter that ends waits for this thread: it must not cut faces that nobody will see.
+            if not threading.main_thread().is_alive():
+                return
             faces = self.order[start : start + _CHUNK]
             images, landmarks = self._faces.images[faces], self._faces.landmarks[faces]
             yield start, crop(images, landmarks, "arcface", self._side, self._margin)

@@ -1,5 +1,7 @@
 """Training crops in a file: the same as cut in memory, readable before all are there, never half a crop."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -74,3 +76,19 @@ def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, noise_faces, monke
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(UserError, match=r"no room for 0\.0 GB of training crops \(No space left on device\)"):
         CropStore(noise_faces([0, 1]), 16, 0.0, np.arange(2), tmp_path)
+
+
+def test_a_process_that_ends_while_faces_are_being_cut_ends_well(tmp_path):
+    code = (
+        "import sys, numpy as np\n"
+        "from faces.crops import CropStore\n"
+        "from faces.sources import open_faces\n"
+        "faces = open_faces('orl')\n"
+        "store = CropStore(faces, 144, 0.1, np.arange(200_000) % len(faces), __import__('pathlib').Path(sys.argv[1]))\n"
+        "store.rows(np.arange(10))\n"
+        "print(store.ready < 200_000)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
