@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compress import adapt, artifacts, bench, collect, data, distill, evaluate, plan, teach
+from compress import adapt, android, artifacts, bench, collect, data, distill, evaluate, plan, teach
 from compress.config import PRESETS, load_config
 from compress.run import Run, Stage
 from faces.cli import run_cli
@@ -74,6 +74,7 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     help=f"Only these, e.g. export,report. All: {', '.join(s.name for s in STAGES)}.",
 )
 @click.option("--export-teacher", is_flag=True, help="Export the teacher too: ONNX in fp32 and fp16.")
+@click.option("--android", "app", is_flag=True, help="Build the demo app around the student (from a checkout).")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/TEACHER-STUDENT-PRESET.")
 @click.option("--config", "file", metavar="FILE.toml", help="Settings from a file; options and --set win over it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. distill.loss=regression. Repeats.")
@@ -93,6 +94,7 @@ def main(
     student_weights: str | None,
     stages: str | None,
     export_teacher: bool,
+    app: bool,
     out: Path | None,
     file: str | None,
     settings: tuple[str, ...],
@@ -126,6 +128,8 @@ def main(
     config = load_config(preset, file, options, settings, seed=seed, device=device)
     chosen = plan.choose(STAGES, stages)
     plan.check(config)
+    if app:
+        android.check()
     # A teacher's name may hold a path and options.
     name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
     folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
@@ -137,6 +141,8 @@ def main(
             run.say(note)
         for stage in chosen:
             run.execute(stage)
+        if app:
+            android.build(run)
 
 
 if __name__ == "__main__":

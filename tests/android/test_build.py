@@ -1,0 +1,91 @@
+"""The builder's promises: pinned files or nothing, one sentence for a mistake, a checkout for --android."""
+
+import hashlib
+import re
+import struct
+
+import pytest
+from click.testing import CliRunner
+
+from android_demo import build, pins, student
+from compress import android
+from faces.errors import UserError
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(pins, "CACHE", cache)
+    return cache
+
+
+def test_without_a_folder_or_a_mirror_it_says_what_to_give(empty_cache):
+    with pytest.raises(UserError, match=r"--debs DIR.*--mirror URL"):
+        pins.fetch("android.jar")
+
+
+def test_a_folder_without_the_package_and_a_mirror_that_is_none(empty_cache, tmp_path):
+    with pytest.raises(UserError, match="holds no libandroid-23-java"):
+        pins.fetch("android.jar", debs=tmp_path)
+    with pytest.raises(UserError, match="cannot be fetched"):
+        pins.fetch("android.jar", mirror="http://127.0.0.1:9/debian")
+    assert not list(empty_cache.iterdir())
+
+
+def test_another_file_of_the_right_name_is_refused(empty_cache, tmp_path):
+    (tmp_path / pins.PINS["dx.jar"].file).write_bytes(b"something else")
+    with pytest.raises(UserError, match="not the file that this build was checked with"):
+        pins.fetch("dx.jar", debs=tmp_path)
+    assert not list(empty_cache.iterdir())
+
+
+def test_a_changed_file_in_the_cache_is_fetched_again(empty_cache, tmp_path, monkeypatch):
+    pin = pins.Pin("debian", "x", "1", "x.deb", hashlib.sha256(b"right").hexdigest())
+    monkeypatch.setitem(pins.PINS, "x", pin)
+    (tmp_path / "x.deb").write_bytes(b"right")
+    assert pins.fetch("x", debs=tmp_path).read_bytes() == b"right"
+    (empty_cache / "x.deb").write_bytes(b"wrong")
+    assert pins.fetch("x", debs=tmp_path).read_bytes() == b"right"
+    (tmp_path / "x.deb").unlink()
+    assert pins.fetch("x").read_bytes() == b"right"
+
+
+def test_every_pin_names_one_version_and_a_hash():
+    for name, pin in pins.PINS.items():
+        assert re.fullmatch("[0-9a-f]{64}", pin.sha256), name
+        assert re.match(r"\d", pin.version), name
+        assert pin.version.split("+")[0] in pin.file, name
+
+
+def test_the_command_ends_with_one_line_and_code_2(tmp_path, monkeypatch):
+    result = CliRunner().invoke(build.main, ["--run", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds no student.tflite" in result.output
+    assert "--precision fp32" in result.output
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"apt-get install .*aapt apksigner clang-16"):
+        pins.need("aapt", "apksigner", "clang-16")
+
+
+def test_android_needs_a_checkout(monkeypatch, tmp_path):
+    android.check()
+    monkeypatch.setattr(android, "SCRIPT", tmp_path / "android_demo" / "build.py")
+    with pytest.raises(UserError, match="from a checkout"):
+        android.check()
+
+
+def test_a_runs_student_must_be_the_file_of_its_sidecar(artifacts, tmp_path):
+    source = artifacts["fp32"]
+    (tmp_path / source.name).write_bytes(source.read_bytes()[:-1] + b"x")
+    (tmp_path / f"{source.name}.json").write_bytes(source.with_name(f"{source.name}.json").read_bytes())
+    with pytest.raises(UserError, match="SHA-256"):
+        student.artifact(tmp_path, "fp32")
+
+
+def test_alignment_is_read_from_the_segments():
+    header = bytearray(64 + 2 * 56)
+    struct.pack_into("<Q", header, 32, 64)
+    struct.pack_into("<HH", header, 54, 56, 2)
+    struct.pack_into("<IIQQQQQQ", header, 64, 1, 0, 0, 0, 0, 0, 0, 16384)
+    struct.pack_into("<IIQQQQQQ", header, 120, 1, 0, 0, 0, 0, 0, 0, 4096)
+    assert build.least_alignment(bytes(header)) == 4096
