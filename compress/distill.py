@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from compress import adapt, teach
 from compress.config import Config, Distill
-from compress.data import load_parts
-from compress.run import Run, file_state
+from compress.data import TRAIN
+from compress.run import Run, file_state, threads
 from faces.crops import CropStore
-from faces.dataset import Faces
+from faces.dataset import Faces, Progress
+from faces.distributed import lead
 from faces.files import whole
 from students.batches import Examples, crop_side, epoch_order
 from students.registry import create_student, load_weights, zoo_file
@@ -34,14 +35,13 @@ def settings(config: Config) -> Any:
 
 def run(run: Run) -> dict[str, Any]:
     """Writes student.safetensors and curves.csv; beside a bootstrap also its reference's student."""
-    train, _ = load_parts(run)
     settings = run.config.distill
     targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
-    student = _train(run, train, targets, STUDENT, "distill")
+    student = _train(run, targets, STUDENT, "distill")
     beside = ""
     if run.facts("teacher")["bootstrap"]:
         reference = {"dc": teach.REFERENCE_FEATURES}.get(settings.mode, adapt.REFERENCE_TARGETS)
-        _train(run, train, reference if targets else None, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
+        _train(run, reference if targets else None, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
         beside = f"; the same again from {teach.REFERENCE}"
     px = student.input_px
     return {
@@ -97,13 +97,9 @@ def weights_file(how: Distill) -> str | None:
     return str(zoo_file(how.student)) if how.weights == "zoo" else how.weights
 
 
-def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: str) -> Tiny:
+def _train(run: Run, targets_file: str | None, file: str, what: str) -> Tiny:
     how, config = run.config.distill, run.config
     student = start_student(how, config.seed)
-    targets = run.array(targets_file) if targets_file else None
-    if how.mode == "dc" and targets is not None:
-        targets = own_features(targets)
-    examples = prepare(train, targets, how, student.input_px, config.seed, run.path("work"))
     checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
     final = run.path(f"work/{Path(file).stem}-{run.key}.safetensors")
     if final.exists():
@@ -112,7 +108,7 @@ def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: st
         student.eval()
     else:
         with run.progress(what, how.steps) as advance:
-            curve = train_student(student, examples, how, config.seed, config.device, checkpoint, advance)
+            student, curve = lead(_learn, run.folder, config, targets_file, checkpoint, progress=advance)
         _write_curve(final.with_suffix(".csv"), curve)
         state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
         with whole(final) as temporary:
@@ -123,6 +119,20 @@ def _train(run: Run, train: Faces, targets_file: str | None, file: str, what: st
     if file == STUDENT:
         _publish(final.with_suffix(".csv"), run.path("curves.csv"))
     return student
+
+
+def _learn(
+    folder: Path, config: Config, targets_file: str | None, checkpoint: Path, progress: Progress | None = None
+) -> tuple[Tiny, list[dict[str, float]]]:
+    """The trained student and its curve; of several processes each one works on its share of every batch."""
+    how = config.distill
+    student = start_student(how, config.seed)
+    targets = np.load(folder / targets_file, allow_pickle=False) if targets_file else None
+    if how.mode == "dc" and targets is not None:
+        targets = own_features(targets)
+    examples = prepare(Faces.load(folder / TRAIN), targets, how, student.input_px, config.seed, folder / "work")
+    with threads(1):
+        return student, train_student(student, examples, how, config.seed, config.device, checkpoint, progress)
 
 
 def _publish(kept: Path, name: Path) -> None:

@@ -12,6 +12,7 @@ from compress import adapt, android, artifacts, bench, collect, data, distill, e
 from compress.config import PRESETS, load_config
 from compress.run import Run, Stage
 from faces.cli import run_cli
+from faces.distributed import follow, processes
 from students.registry import list_students
 from teachers.registry import PATTERNS, list_teachers
 from teachers.settings import DEFAULTS as METHODS
@@ -113,6 +114,7 @@ def main(
       python -m compress.pipeline --teacher dlib_resnet --student tiny16
       python -m compress.pipeline --teacher dlib_resnet --student tiny32 --data faces/ --seed 1
       python -m compress.pipeline --teacher swin_b --teacher-weights swin.safetensors --data faces/
+      torchrun --nproc-per-node 8 -m compress.pipeline --teacher dlib_resnet --data shards/ --device cuda
     """
     preset = preset or ("standard" if specs else "quick")
     options = {
@@ -136,13 +138,17 @@ def main(
     if dry_run:
         plan.show(chosen, folder, config)
         return
-    with Run.open(folder, config, fresh=not resume) as run:
-        if note := plan.note(config):
-            run.say(note)
-        for stage in chosen:
-            run.execute(stage)
-        if app:
-            android.build(run)
+    with processes(config.device) as leads:
+        if not leads:
+            follow()
+            return
+        with Run.open(folder, config, fresh=not resume) as run:
+            if note := plan.note(config):
+                run.say(note)
+            for stage in chosen:
+                run.execute(stage)
+            if app:
+                android.build(run)
 
 
 if __name__ == "__main__":

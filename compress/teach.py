@@ -1,6 +1,7 @@
 """Stage teacher: get the teacher, and run it once over every public face."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.config import Config
-from compress.data import load_parts
+from compress.data import TRAIN, load_parts
 from compress.run import Run, cores, file_state, threads
 from compress.tune import TUNED_FILE, tune
-from faces.dataset import Faces
+from faces.dataset import Faces, Progress
+from faces.distributed import barrier, lead, rank, world_size
+from faces.errors import UserError
 from faces.files import whole
 from students.tiny import count_macs
 from teachers.backbones.bootstrap import Bootstrap
@@ -58,6 +61,12 @@ def run(run: Run) -> dict[str, Any]:
     teacher.to(run.config.device)
     method = run.config.teacher.finetune.method
     if method != "none":
+        if world_size() > 1:
+            raise UserError(
+                f"under torchrun the pipeline shares embedding and distillation, not fine-tuning ({method}): first "
+                "torchrun -m teachers.finetune, then this with --teacher-method none and the teacher.safetensors that "
+                "it wrote as --teacher-weights"
+            )
         facts["finetuned"] = tune(run, teacher, _base(run, teacher))
     features = embed_resumable(run, teacher, train)
     run.save_array(FEATURES, features)
@@ -102,21 +111,43 @@ def _base(run: Run, teacher: Teacher | Ensemble | None = None) -> str | Path | N
 
 
 def embed_resumable(run: Run, teacher: Teacher | Ensemble, faces: Faces) -> np.ndarray:
-    """Embeddings (N, D) of full-size crops, kept in chunks, from which a killed run continues."""
+    """Embeddings (N, D) of full-size crops, kept in chunks, from which a killed run continues; several processes
+    share the chunks."""
     # A name may hold a path and options, and be longer than a file name can.
     plain = re.sub(r"[^\w.-]+", "_", teacher.name)[:100]
     folder = run.path(f"work/{plain}-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
+    weights = None if teacher.name == REFERENCE else _base(run, teacher if isinstance(teacher, Teacher) else None)
     with run.progress(f"{teacher.name} on public faces", len(faces)) as advance, threads(cores()):
-        for start in range(0, len(faces), _CHUNK):
-            file = folder / f"{start:08d}.npy"
-            if file.exists():
-                parts.append(np.load(file, allow_pickle=False))
-                advance(len(parts[-1]))
-                continue
-            chunk = faces.subset(np.arange(start, min(start + _CHUNK, len(faces))))
-            parts.append(teacher.embed_faces(chunk, progress=advance))
-            with whole(file) as temporary:
-                np.save(temporary.open("wb"), parts[-1])
-    return np.concatenate(parts)
+        lead(
+            _embed_chunks, folder, run.path(TRAIN), teacher.name, weights, run.config.device,
+            teacher=teacher, progress=advance,
+        )  # fmt: skip
+    return np.concatenate([np.load(folder / name, allow_pickle=False) for name, _ in _chunks(len(faces))])
+
+
+def _embed_chunks(
+    folder: Path,
+    file: Path,
+    name: str,
+    weights: str | Path | None,
+    device: str,
+    teacher: Teacher | Ensemble | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the chunks that are this process's and not there yet; ends when those of all processes are there."""
+    teacher = teacher or create_teacher(name, weights).to(device)
+    faces = Faces.load(file)
+    for number, (chunk, rows) in enumerate(_chunks(len(faces))):
+        if not (folder / chunk).exists() and number % world_size() == rank():
+            features = teacher.embed_faces(faces.subset(rows), progress=progress)
+            with whole(folder / chunk) as temporary:
+                np.save(temporary.open("wb"), features)
+        elif progress:
+            progress(len(rows))
+    barrier()
+
+
+def _chunks(count: int) -> Iterator[tuple[str, np.ndarray]]:
+    for start in range(0, count, _CHUNK):
+        yield f"{start:08d}.npy", np.arange(start, min(start + _CHUNK, count))

@@ -7,7 +7,11 @@ gradient; DDP's mean over ranks makes the backbone's gradient right. Parameters 
 Source of the functions: torch.distributed.nn does the same but is deprecated from torch 2.14 on.
 """
 
-from typing import Any, cast
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +30,61 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if _active() else 1
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+_Result = TypeVar("_Result")
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[bool]:
+    """Join the processes that torchrun started; yields whether this one leads. Alone, a process leads itself.
+
+    The others `follow`: they do what the leader calls with `lead`, and end when it leaves this context.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield True
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # The leader does most stages alone, and they may take hours.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo", timeout=datetime.timedelta(days=7))
+    try:
+        yield rank() == 0
+    finally:
+        # What fails in the leader alone ends the others too; where they fail with it, torchrun ends them.
+        if rank() == 0:
+            with contextlib.suppress(RuntimeError):
+                _call(None)
+        dist.destroy_process_group()
+
+
+def lead(function: Callable[..., _Result], *arguments: Any, **mine: Any) -> _Result:
+    """`function(*arguments, **mine)` here, and `function(*arguments)` in all other processes at the same time.
+
+    `function` belongs to a module, and the arguments can be pickled; `mine` are what only the leader has.
+    """
+    if world_size() > 1:
+        _call((function, arguments))
+    return function(*arguments, **mine)
+
+
+def follow() -> None:
+    """Do what the leader calls until it ends."""
+    while (order := _call(None)) is not None:
+        function, arguments = order
+        function(*arguments)
+
+
+def _call(order: Any) -> Any:
+    told = [order]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 class _Gather(torch.autograd.Function):
