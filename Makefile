@@ -10,7 +10,7 @@ test: .venv/tested
 	$(BIN)/pytest -n auto --dist loadfile
 
 slow: .venv/tested
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n auto --dist loadfile
 
 lint: .venv/tested
 	$(BIN)/ruff check .
