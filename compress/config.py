@@ -78,8 +78,9 @@ class Distill(Recipe):
     """Step 2, resolution-adapted distillation: the recipe of the student's training, and its mode.
 
     mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
-    adapted target. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the crop
-    kept around the template.
+    adapted target. sizes: of the input in px, mixed in training, so that one student serves them all (global average
+    pooling takes any multiple of 8); none = the student's own. weights: a safetensors file to start from, or `zoo`:
+    the package's own. margin: share of the crop kept around the template.
     """
 
     student: str = "tiny16"
@@ -99,6 +100,7 @@ class Distill(Recipe):
     pretrain: Share = Recipe.pretrain
     average: Annotated[float, Field(ge=0, lt=1)] = Recipe.average
     versions: Annotated[int, Field(ge=0)] = 0
+    sizes: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
     degradation: Degradation = field(default_factory=Degradation)
 
 

@@ -72,7 +72,8 @@ def prepare(faces: Faces, targets: np.ndarray | None, how: Distill, px: int, see
         faces = faces.subset(faces.labelled)
     labels = faces.identities if "c" in how.mode else None
     order = epoch_order(len(faces), seed, 0).numpy()
-    return Examples(CropStore(faces, crop_side(px, how.margin), how.margin, order, folder), how.margin, targets, labels)
+    side = crop_side(max(px, *how.sizes), how.margin) if how.sizes else crop_side(px, how.margin)
+    return Examples(CropStore(faces, side, how.margin, order, folder), how.margin, targets, labels)
 
 
 def own_features(features: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ from faces.crops import CropStore
 from faces.dataset import CROP_PX, Faces
 from faces.degrade import Degradation, degrade
 from faces.distributed import rank, world_size
+from faces.errors import UserError
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained. `samples` counts degraded faces seen in all (steps x batch)."""
+    """How a student is trained. samples: degraded faces seen in all (steps x batch); sizes: input sizes in px, one of
+    which is drawn for each step; none = the student's own."""
 
     samples: int = 500_000
     batch: int = 256
@@ -30,6 +32,7 @@ class Recipe:
     mimic_weight: float = 1.0
     pretrain: float = 0.0
     versions: int = 0
+    sizes: tuple[int, ...] = ()
     average: float = 0.0
     degradation: Degradation = field(default_factory=Degradation)
 
@@ -79,6 +82,8 @@ class Batches:
     """
 
     def __init__(self, examples: Examples, size: int, recipe: Recipe, seed: int, device: str) -> None:
+        if recipe.versions and recipe.sizes:
+            raise UserError("a fixed set of versions has one size: set distill.versions=0, or leave out distill.sizes")
         self.margin, self.size = examples.margin, size
         self.recipe, self.seed, self.device = recipe, seed, device
         share = recipe.batch // world_size()
@@ -100,16 +105,18 @@ class Batches:
             images = self.fixed[chosen[self.mine].to(self.device)].float() / 255
         else:
             generator = torch.Generator(self.device).manual_seed(draw_seed(self.seed, 2 + step))
-            images = degrade(
-                self.crops[face[self.mine]], self.size, self.margin, self.recipe.degradation, generator, self.mine,
-                len(chosen),
-            )  # fmt: skip
+            crops, how = self.crops[face[self.mine]], self.recipe.degradation
+            images = degrade(crops, self._size(step), self.margin, how, generator, self.mine, len(chosen))
         face = face.to(self.device)
         return (
             images,
             None if self.targets is None else self.targets[face],
             None if self.labels is None else self.labels[face],
         )
+
+    def _size(self, step: int) -> int:
+        sizes = self.recipe.sizes or (self.size,)
+        return sizes[draw_seed(self.seed, -(2**50) - step) % len(sizes)]
 
     def _fixed_versions(self) -> Tensor:
         """The paper's fixed set of degraded versions: (versions x N, 3, p, p) uint8, version-major."""

@@ -272,6 +272,20 @@ def test_without_a_fixed_set_each_version_is_new_and_each_epoch_has_each_face_on
     assert torch.equal(nearest, targets[:, 0].long())
 
 
+def test_sizes_are_mixed_and_the_student_serves_them_all(monkeypatch):
+    seen, plain = [], Batches.at
+    monkeypatch.setattr(Batches, "at", lambda *given: seen.append(plain(*given)) or seen[-1])
+    how = replace(_SHORT, samples=40 * 20, sizes=(8, 16, 24))
+    train_student(_student(), _examples(), how, 0)
+    found = [images.shape[2] for images, _, _ in seen]
+    assert set(found) == {8, 16, 24}
+    assert min(map(found.count, (8, 16, 24))) > 5
+    again = Batches(_examples(), 16, how, 0, "cpu")
+    assert [again.at(step)[0].shape[2] for step in range(5)] == found[:5]
+    with pytest.raises(UserError, match="a fixed set of versions has one size"):
+        train_student(_student(), _examples(), replace(how, versions=2), 0)
+
+
 def test_batches_that_reach_over_an_epochs_end_lose_no_face(monkeypatch):
     examples = replace(_examples(), targets=np.arange(48, dtype=np.float32)[:, None] * np.ones((1, 128), np.float32))
     for batch in (20, 100):
