@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import teacher_plots
+from benchmarks.protocol_cli import protocols
 from benchmarks.teacher_rows import TABLES
 from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
@@ -66,6 +67,8 @@ def teachers(
         teacher_plots.draw(bench, name, table, out)
         Console().print(Markdown(text))
 
+
+main.add_command(protocols)
 
 if __name__ == "__main__":
     main()

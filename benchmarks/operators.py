@@ -55,7 +55,7 @@ def aliases(file: Path) -> dict[str, str]:
     import onnx
 
     nodes = onnx.load(str(file)).graph.node
-    found = {}
+    found: dict[str, str] = {}
     for product in (node for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")):
         reached = {product.output[0]}
         found |= {product.name: product.name, product.output[0]: product.name}
