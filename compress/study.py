@@ -20,6 +20,7 @@ from compress.adapt import fit_adapter
 from compress.config import PRESETS, Config, as_dict, load_config
 from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
+from compress.mode_study import modes
 from compress.plan import check
 from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 main.add_command(teachers)
+main.add_command(modes)
 
 
 @main.command()
