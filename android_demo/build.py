@@ -1,8 +1,10 @@
 """Build and verify the signed APK: python -m android_demo.build, from a checkout; no NDK, no Gradle, no SDK manager."""
 
+import os
 import re
 import shutil
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -34,19 +36,28 @@ def main(
 ) -> None:
     """Build the app around a student, sign it with a debug key and check what came out."""
     abis = ["arm64-v8a"] + (["x86_64"] if emulator else [])
-    apk = build(student.artifact(folder, precision), abis, debs, mirror, out or HERE / "build" / "bridgeface-demo.apk")
+    artifact = student.artifact(folder, precision)
+    if out is None:
+        # What it is made of stays, for the Gradle files.
+        out, work = HERE / "build" / "bridgeface-demo.apk", HERE / "build" / "apk"
+        apk = build(artifact, abis, debs, mirror, out, work)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            apk = build(artifact, abis, debs, mirror, out, Path(temporary) / "apk")
     click.echo(f"{apk}: {apk.stat().st_size:,} bytes, SHA-256 {sha256(apk)}")
     for line in verify(apk, abis):
         click.echo(line)
 
 
-def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None, out: Path) -> Path:
-    """The signed APK at `out`, written whole. UserError where a tool or a pinned package is missing."""
+def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None, out: Path, work: Path) -> Path:
+    """The signed APK at `out`, written whole; `work` holds what it is made of and is emptied first.
+
+    UserError where a tool or a pinned package is missing.
+    """
     need("aapt", "aapt2", "apksigner", "zipalign", "clang-16", "ld.lld-16", "javac", "keytool", "dpkg-deb")
     shared = Path("usr/share/java")
     platform = pins.unpacked("android.jar", debs, mirror) / shared / "com.android.android-23.jar"
     dx = pins.unpacked("dx.jar", debs, mirror) / shared / "com.android.dx-10.0.0.jar"
-    work = HERE / "build" / "apk"
     shutil.rmtree(work, ignore_errors=True)
     assets = work / "assets"
     assets.mkdir(parents=True)
@@ -103,8 +114,7 @@ def _key() -> Path:
     """A debug key, made once: an app that was installed before can be replaced."""
     key = HERE / "build" / "debug.jks"
     if not key.is_file():
-        fresh = key.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
+        fresh = key.with_suffix(f".{os.getpid()}")
         run(
             ["keytool", "-genkeypair", "-keystore", str(fresh), "-storepass", _PASSWORD, "-keypass", _PASSWORD,
              "-alias", "debug", "-keyalg", "RSA", "-keysize", "2048", "-validity", "10000", "-dname", "CN=Debug"],

@@ -135,7 +135,13 @@ def unpacked(name: str, debs: Path | None = None, mirror: str | None = None) -> 
                 wheel.extractall(half)
         else:
             shutil.unpack_archive(archive, half, filter="data")
-        half.rename(folder)
+        try:
+            half.rename(folder)
+        except OSError:
+            # Another process was faster; what it unpacked is the same.
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(half)
     return folder
 
 

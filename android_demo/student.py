@@ -1,5 +1,6 @@
 """The student that goes into app and page: a run's own, or the trained one of the package, exported here."""
 
+import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ def artifact(folder: Path | None, precision: str) -> Path:
     name = "student.tflite" if precision == "fp32" else f"student-{precision}.tflite"
     if folder is None:
         file = HERE / "build" / "student" / name
-        if not (file.is_file() and sidecar.path_of(file).is_file()):
-            export_zoo(file.parent)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (file.parent / ".lock").open("w") as handle:
+            # Another process may be exporting it: its files are this one's too.
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if not (file.is_file() and sidecar.path_of(file).is_file()):
+                export_zoo(file.parent)
     else:
         file = folder / name
         if not file.is_file():

@@ -2,10 +2,13 @@
 
 import hashlib
 import re
+import shutil
 import struct
+import zipfile
 
 import pytest
 from click.testing import CliRunner
+from conftest import need
 
 from android_demo import build, pins, student
 from compress import android
@@ -89,3 +92,32 @@ def test_alignment_is_read_from_the_segments():
     struct.pack_into("<IIQQQQQQ", header, 64, 1, 0, 0, 0, 0, 0, 0, 16384)
     struct.pack_into("<IIQQQQQQ", header, 120, 1, 0, 0, 0, 0, 0, 0, 4096)
     assert build.least_alignment(bytes(header)) == 4096
+
+
+class _Run:
+    """As much of a run as the builder of the app needs."""
+
+    def __init__(self, folder):
+        self.folder, self.said = folder, []
+
+    def path(self, name):
+        return self.folder / name
+
+    def say(self, words):
+        self.said.append(words)
+
+
+@pytest.mark.slow
+def test_the_pipeline_puts_the_runs_own_student_into_the_app(artifacts, tmp_path):
+    need("android.jar", "dx.jar", "litert-arm64-v8a", "face-detection", tools=("aapt2", "apksigner", "clang-16"))
+    source = artifacts["fp32"]
+    for file in (source, source.with_name(f"{source.name}.json")):
+        shutil.copyfile(file, tmp_path / file.name)
+    run = _Run(tmp_path)
+    android.build(run)
+    assert "MB, signed" in run.said[0]
+    with zipfile.ZipFile(tmp_path / android.APK) as apk:
+        assert apk.read("assets/student.tflite") == source.read_bytes()
+    (tmp_path / source.name).unlink()
+    with pytest.raises(UserError, match=r"the app was not built: .* holds no student.tflite"):
+        android.build(run)
