@@ -74,7 +74,7 @@ def detect(photo: np.ndarray) -> np.ndarray | None:
     found = find(photo)
     if not found:
         border = max(photo.shape[:2]) // 2
-        found = find(cv2.copyMakeBorder(photo, *[border] * 4, cv2.BORDER_REPLICATE))
+        found = find(cv2.copyMakeBorder(photo, border, border, border, border, cv2.BORDER_REPLICATE))
     if not found:
         return None
     values = max((one for _, one in found), key=lambda one: one[2] * one[3])[4:12] - border
