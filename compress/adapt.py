@@ -85,10 +85,10 @@ def load_adapter(run: Run, file: str = "adapter.safetensors") -> Adapter:
 
 
 def _adapt(run: Run, features_file: str, targets_file: str, adapter_file: str, labels: np.ndarray) -> dict[str, Any]:
-    features = run.array(features_file)
+    features = run.features(features_file)
     with run.progress("adapt", 2 * run.config.adapt.steps) as advance:
         adapter, accuracy = fit_adapter(features, labels, run.config.adapt, run.config.seed, advance)
-    run.save_array(targets_file, adapter.targets(features))
+    run.save_features(targets_file, adapter.targets(features))
     with whole(run.path(adapter_file)) as temporary:
         save_file(adapter.state_dict(), temporary)
     return {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from compress import adapt, teach
 from compress.config import Config, Distill
 from compress.data import TRAIN
-from compress.run import Run, file_state, threads
+from compress.run import Run, file_state, load_features, threads
 from faces.crops import CropStore
 from faces.dataset import Faces, Progress
 from faces.distributed import lead
@@ -128,7 +128,7 @@ def _learn(
     """The trained student and its curve; of several processes each one works on its share of every batch."""
     how = config.distill
     student = start_student(how, config.seed)
-    targets = np.load(folder / targets_file, allow_pickle=False) if targets_file else None
+    targets = load_features(folder / targets_file) if targets_file else None
     if how.mode == "dc" and targets is not None:
         targets = own_features(targets)
     examples = prepare(Faces.load(folder / TRAIN), targets, how, student.input_px, config.seed, folder / "work")

@@ -20,17 +20,18 @@ from teachers.settings import DEFAULTS as METHODS
 # Name, work, settings, the stages it reads, the sources it depends on besides those stages'.
 DATA = Stage(
     "data", data.run, data.settings, (),
-    ("faces/dataset.py", "faces/align.py", "faces/sources", "faces/store.py", "compress/data.py"),
+    ("faces/dataset.py", "faces/align.py", "faces/archive.py", "faces/sources", "faces/store.py", "compress/data.py"),
 )  # fmt: skip
 TEACHER = Stage(
     "teacher", teach.run, teach.settings, (DATA,),
-    ("teachers", "faces/degrade.py", "faces/quality.py", "faces/quality_cli.py", "faces/cnniqa.py",
-     "faces/partition.py", "faces/cnniqa_fit.py", "faces/pyiqa_metric.py", "compress/teach.py", "compress/tune.py"),
+    ("teachers", "faces/degrade.py", "faces/distributed.py", "faces/quality.py", "faces/quality_cli.py",
+     "faces/cnniqa.py", "faces/partition.py", "faces/cnniqa_fit.py", "faces/pyiqa_metric.py", "compress/teach.py",
+     "compress/tune.py"),
 )  # fmt: skip
 ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
 DISTILL = Stage(
     "distill", distill.run, distill.settings, (ADAPT,),
-    ("students", "faces/degrade.py", "compress/distill.py"),
+    ("students", "faces/crops.py", "faces/degrade.py", "compress/distill.py"),
 )  # fmt: skip
 EXPORT = Stage(
     "export", artifacts.run, artifacts.settings, (DISTILL,),

@@ -117,12 +117,11 @@ class Run:
             task = bar.add_task(what, total=total, completed=done)
             yield lambda count: bar.advance(task, count)
 
-    def save_array(self, name: str, array: np.ndarray) -> None:
-        with whole(self.path(name)) as temporary:
-            np.save(temporary.open("wb"), array)
+    def save_features(self, name: str, features: np.ndarray) -> None:
+        save_features(self.path(name), features)
 
-    def array(self, name: str) -> np.ndarray:
-        return np.load(self.path(name), allow_pickle=False)
+    def features(self, name: str) -> np.ndarray:
+        return load_features(self.path(name))
 
     def record(self, stage: str) -> dict[str, Any]:
         """What is stored of a stage: fingerprint, seconds, facts; empty where it has not ended."""
@@ -213,6 +212,19 @@ def threads(count: int) -> Iterator[None]:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def save_features(path: Path, features: np.ndarray) -> None:
+    """Write (N, D) float32 as float16, which is far finer than a feature is known; as it is where it does not fit."""
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
+    with whole(path) as temporary:
+        np.save(temporary.open("wb"), half if np.isfinite(half).all() else features)
+
+
+def load_features(path: Path) -> np.ndarray:
+    """What `save_features` wrote, (N, D) float32."""
+    return np.load(path, allow_pickle=False).astype(np.float32)
 
 
 def _sources(path: Path) -> Iterator[Path]:

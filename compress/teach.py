@@ -10,12 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.config import Config
 from compress.data import TRAIN, load_parts
-from compress.run import Run, cores, file_state, threads
+from compress.run import Run, cores, file_state, load_features, save_features, threads
 from compress.tune import TUNED_FILE, tune
 from faces.dataset import Faces, Progress
 from faces.distributed import barrier, lead, rank, world_size
 from faces.errors import UserError
-from faces.files import whole
 from students.tiny import count_macs
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.bootstrap import fit_bootstrap, view_count
@@ -37,7 +36,7 @@ def settings(config: Config) -> Any:
 
 
 def run(run: Run) -> dict[str, Any]:
-    """Writes work/features.npy (N, D) float32 of the training faces, at full size and each at its own alpha; a
+    """Writes work/features.npy (N, D) float16 of the training faces, at full size and each at its own alpha; a
     bootstrap also its fitted layer, a fine-tuned teacher also teacher.safetensors and finetune.csv."""
     train, _ = load_parts(run)
     teacher = create_teacher(run.config.teacher.name, run.config.teacher.weights)
@@ -56,7 +55,7 @@ def run(run: Run) -> dict[str, Any]:
                     run.config.seed, advance,
                 )  # fmt: skip
             backbone.save(run.path(BOOTSTRAP))
-        run.save_array(REFERENCE_FEATURES, embed_resumable(run, reference, train))
+        run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, train))
         facts["reference_source"] = reference.source
     teacher.to(run.config.device)
     method = run.config.teacher.finetune.method
@@ -69,7 +68,7 @@ def run(run: Run) -> dict[str, Any]:
             )
         facts["finetuned"] = tune(run, teacher, _base(run, teacher))
     features = embed_resumable(run, teacher, train)
-    run.save_array(FEATURES, features)
+    run.save_features(FEATURES, features)
     return {
         "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces, {teacher.source}",
         "name": teacher.name,
@@ -123,7 +122,7 @@ def embed_resumable(run: Run, teacher: Teacher | Ensemble, faces: Faces) -> np.n
             _embed_chunks, folder, run.path(TRAIN), teacher.name, weights, run.config.device,
             teacher=teacher, progress=advance,
         )  # fmt: skip
-    return np.concatenate([np.load(folder / name, allow_pickle=False) for name, _ in _chunks(len(faces))])
+    return np.concatenate([load_features(folder / name) for name, _ in _chunks(len(faces))])
 
 
 def _embed_chunks(
@@ -141,8 +140,7 @@ def _embed_chunks(
     for number, (chunk, rows) in enumerate(_chunks(len(faces))):
         if not (folder / chunk).exists() and number % world_size() == rank():
             features = teacher.embed_faces(faces.subset(rows), progress=progress)
-            with whole(folder / chunk) as temporary:
-                np.save(temporary.open("wb"), features)
+            save_features(folder / chunk, features)
         elif progress:
             progress(len(rows))
     barrier()

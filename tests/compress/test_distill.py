@@ -55,20 +55,28 @@ def run(folder, bootstrap=False, **how):
     return distill.run(one)
 
 
-def test_labels_are_taken_where_the_mode_has_a_c():
+def by_face(store):
+    crops = np.empty(store.shape, np.uint8)
+    crops[store.order] = store.rows(np.arange(len(store)))
+    return crops
+
+
+def test_labels_are_taken_where_the_mode_has_a_c(tmp_path):
     faces, targets = noise(), np.zeros((12, 128), np.float32)
     for mode in ("c", "sc", "dc", "s"):
-        examples = prepare(faces, targets, small(mode=mode).distill, 16)
+        examples = prepare(faces, targets, small(mode=mode).distill, 16, 0, tmp_path)
         assert (examples.labels is None) == (mode == "s")
         assert examples.targets is targets
         assert examples.margin == small().distill.margin
 
 
-def test_without_a_teacher_only_labelled_faces_are_seen():
+def test_without_a_teacher_only_labelled_faces_are_seen(tmp_path):
     faces = noise()
     faces.identities[3] = -1
-    alone, mixed = (prepare(faces, None, small(mode=mode).distill, 16) for mode in ("c", "sc"))
-    np.testing.assert_array_equal(alone.crops, np.delete(mixed.crops, 3, axis=0))
+    alone, mixed = (prepare(faces, None, small(mode=mode).distill, 16, 0, tmp_path) for mode in ("c", "sc"))
+    np.testing.assert_array_equal(by_face(alone.crops), np.delete(by_face(mixed.crops), 3, axis=0))
+    np.testing.assert_array_equal(by_face(mixed.crops), training_crops(faces, 16, small().distill.margin))
+    assert list(tmp_path.iterdir()) == []
     assert (alone.labels >= 0).all()
     assert mixed.labels[3] == -1
 

@@ -3,12 +3,13 @@ import json
 import logging
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 
 from compress import run as run_module
 from compress.config import load_config
-from compress.run import Run, Stage
+from compress.run import Run, Stage, load_features, save_features
 from faces.errors import UserError
 from faces.files import lock
 
@@ -288,3 +289,15 @@ def test_a_stage_whose_file_was_deleted_runs_again_and_no_other(chain, folder):
     assert chain(folder) == ""
     (folder / "b.txt").unlink()
     assert chain(folder) == "b"
+
+
+def test_features_take_two_bytes_a_number_unless_they_are_too_large(tmp_path):
+    features = np.random.default_rng(0).normal(0, 3, (40, 16)).astype(np.float32)
+    save_features(tmp_path / "a.npy", features)
+    assert np.load(tmp_path / "a.npy").dtype == np.float16
+    found = load_features(tmp_path / "a.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, features, rtol=1e-3, atol=1e-6)
+    features[3, 2] = 1e6
+    save_features(tmp_path / "a.npy", features)
+    np.testing.assert_array_equal(load_features(tmp_path / "a.npy"), features)
