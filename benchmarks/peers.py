@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,13 @@ def main(
     full size, 32 and 16 px. A peer that cannot be had is a row that says why."""
     faces = open_faces(val[0] if val else "orl")
     pairs = verification.read_pairs(Path(val[1]), faces.keys) if val else verification.make_pairs(faces.identities, 0)
-    wanted: list[tuple[str, Callable[[], Embedder]]] = [
-        (one.name, lambda one=one: of_artifact(one)) for one in artifacts
-    ]  # type: ignore[misc]
+    wanted: list[tuple[str, Callable[[], Embedder]]] = [(one.name, partial(of_artifact, one)) for one in artifacts]
     if dlib:
-        wanted += [("dlib_resnet", lambda: of_teacher("dlib_resnet")), ("dlib package", of_dlib)]
-    for one in named:
-        name, _, weights = one.partition("=")
-        wanted.append((name, lambda name=name, weights=weights: of_teacher(name, weights or None)))  # type: ignore[misc]
-    wanted += [(one, lambda one=one: of_teacher(f"onnx:{one}")) for one in onnx_files]  # type: ignore[misc]
+        wanted += [("dlib_resnet", partial(of_teacher, "dlib_resnet")), ("dlib package", of_dlib)]
+    for peer in named:
+        name, _, weights = peer.partition("=")
+        wanted.append((name, partial(of_teacher, name, weights or None)))
+    wanted += [(file, partial(of_teacher, f"onnx:{file}")) for file in onnx_files]
     rows, missing = [], []
     torch.set_num_threads(1)
     machine = describe()

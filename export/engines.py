@@ -132,6 +132,28 @@ class EngineRunner:
             self._stream.synchronize()
             return found.cpu().numpy()
 
+    def enqueue(self, batch: np.ndarray) -> tuple[Callable[[], None], Any]:
+        """(a call that runs this batch, already on the GPU, without waiting for it; the CUDA stream that it runs on).
+
+        For clocks: nothing is copied or checked in the call. UserError on a batch outside the engine's profile.
+        """
+        self.run(batch)
+        torch, ready = self._torch, []
+        with torch.cuda.stream(self._stream):
+            given = torch.tensor(np.ascontiguousarray(batch), device=_DEVICE)
+            found = torch.empty((len(batch), self._output[1]), dtype=torch.float32, device=_DEVICE)
+            for name, tensor in ((next(iter(self._fed)), given), (self._output[0], found)):
+                ready.append(self._context.set_tensor_address(name, tensor.data_ptr()))
+        if not all(ready):
+            raise UserError(f"the GPU did not take {len(batch)} faces: {reason(self._log)}")
+
+        # The tensors live as long as the call does: the engine knows their addresses alone.
+        def call(held: Any = (given, found)) -> None:
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise UserError(f"the GPU did not run {len(batch)} faces: {reason(self._log)}")
+
+        return call, self._stream
+
 
 def check_header(path: Path) -> None:
     """UserError where a TensorRT-RTX engine is not the length that its own header names, or has none.

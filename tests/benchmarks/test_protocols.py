@@ -138,8 +138,12 @@ def test_one_command_fills_the_table(tiny_files, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "no test was given"), (["--tinyface", "nowhere"], "Gallery_Distractor"), (["--lfw", "a", "b"], "cannot be read")],
-)  # fmt: skip
+    [
+        ([], "no test was given"),
+        (["--tinyface", "nowhere"], "Gallery_Distractor"),
+        (["--lfw", "a", "b"], "cannot be read"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, message):
     done = CliRunner().invoke(accuracy.main, ["protocols", *arguments])
     assert done.exit_code == 2
