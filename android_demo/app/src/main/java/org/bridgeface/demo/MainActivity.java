@@ -7,7 +7,6 @@ import android.content.pm.PackageManager;
 import android.graphics.Bitmap;
 import android.graphics.drawable.BitmapDrawable;
 import android.net.Uri;
-import android.os.Build;
 import android.os.Bundle;
 import android.os.Handler;
 import android.os.HandlerThread;
@@ -20,19 +19,13 @@ import android.widget.Button;
 import android.widget.ImageView;
 import android.widget.SeekBar;
 import android.widget.TextView;
-import java.util.ArrayList;
 import java.util.List;
-import java.util.Locale;
-import org.bridgeface.core.Benchmark;
 import org.bridgeface.core.CameraGate;
 import org.bridgeface.core.DemoException;
 import org.bridgeface.core.Look;
-import org.bridgeface.core.Network;
-import org.bridgeface.core.People;
 import org.bridgeface.core.Request;
 import org.bridgeface.core.Rgb;
 import org.bridgeface.core.Sidecar;
-import org.bridgeface.core.Verdict;
 
 /**
  * The one screen. Frames, networks and people belong to the background thread; views and requests to the main one.
@@ -42,8 +35,6 @@ public final class MainActivity extends Activity
         implements CameraFeed.Listener, Dialogs.Listener, View.OnClickListener, SeekBar.OnSeekBarChangeListener {
     private static final String TAG = "FaceDemo";
     private static final String BENCH_TAG = "FaceBench";
-    private static final int BENCH_FACES = 5000;
-    private static final String FMR = "1e-3";
     private static final String[] KEPT = {"request", "asked", "front", "slider", "status"};
 
     private final Handler main = new Handler();
@@ -57,14 +48,12 @@ public final class MainActivity extends Activity
     private TextView resolution;
     private Button gate;
 
-    private Models models;
-    private PeopleStore store;
-    private People people;
+    private Brain brain;
+    private volatile String failure;
     private CameraFeed feed;
     private boolean front = true;
     private boolean asked;
     private boolean lost;
-    private boolean broken;
     private volatile int sliderPx = Sidecar.slider()[0];
     private volatile Request request = Request.NONE;
 
@@ -83,7 +72,7 @@ public final class MainActivity extends Activity
             findViewById(id).setOnClickListener(this);
         }
         dialogs = new Dialogs(this, this);
-        store = new PeopleStore(this);
+        brain = new Brain(this);
         thread = new HandlerThread("frames");
         thread.start();
         background = new Handler(thread.getLooper());
@@ -115,11 +104,10 @@ public final class MainActivity extends Activity
     /** On the background thread, so that the screen shows at once. */
     private void openModels() {
         try {
-            models = new Models(this);
-            people = store.load(models.embedder.sidecar);
+            brain.open();
         } catch (DemoException problem) {
+            failure = problem.getMessage();
             tell(problem);
-            broken = models == null;
         }
     }
 
@@ -152,10 +140,7 @@ public final class MainActivity extends Activity
         background.post(new Runnable() {
             @Override
             public void run() {
-                if (models != null) {
-                    models.close();
-                    models = null;
-                }
+                brain.close();
             }
         });
         thread.quitSafely();
@@ -205,12 +190,16 @@ public final class MainActivity extends Activity
 
     @Override
     public void onFrame(final Rgb frame, final boolean mirrored) {
-        if (models == null || people == null) {
+        if (!brain.ready()) {
+            if (failure != null && request.kind != Request.Kind.NONE) {
+                request = Request.NONE;
+                say(failure);
+            }
             return;
         }
         Look look = null;
         try {
-            look = Look.at(frame, models.finder, models.embedder, sliderPx);
+            look = brain.look(frame, sliderPx);
             answer(look);
         } catch (DemoException problem) {
             request = Request.NONE;
@@ -239,15 +228,7 @@ public final class MainActivity extends Activity
             return;
         }
         request = Request.NONE;
-        if (waiting.kind == Request.Kind.ENROL) {
-            people.enrol(waiting.name, look.embedding);
-            store.save(people);
-            int faces = people.faces(waiting.name);
-            say(getString(R.string.enrolled, waiting.name, faces, People.MOST_OF_ONE));
-        } else {
-            Sidecar model = models.embedder.sidecar;
-            say(Verdict.of(people.match(waiting.name, look.embedding, model.metric), model, FMR).text);
-        }
+        say(brain.answer(waiting, look));
     }
 
     private void show(Rgb frame, Look look, boolean mirrored) {
@@ -302,7 +283,7 @@ public final class MainActivity extends Activity
             startCamera();
         } else if (id == R.id.benchmark) {
             measure();
-        } else if (id == R.id.enrol && !broken) {
+        } else if (id == R.id.enrol) {
             dialogs.askName();
         } else if (id == R.id.verify || id == R.id.people) {
             list(id == R.id.people);
@@ -314,11 +295,8 @@ public final class MainActivity extends Activity
         background.post(new Runnable() {
             @Override
             public void run() {
-                final List<String> names = people == null ? new ArrayList<String>() : people.names();
-                final List<String> shown = new ArrayList<String>();
-                for (String name : names) {
-                    shown.add(name + " (" + people.faces(name) + ")");
-                }
+                final List<String> names = brain.names();
+                final List<String> labels = brain.labels();
                 main.post(new Runnable() {
                     @Override
                     public void run() {
@@ -326,7 +304,7 @@ public final class MainActivity extends Activity
                             return;
                         }
                         if (toDelete) {
-                            dialogs.showPeople(names, shown);
+                            dialogs.showPeople(names, labels);
                         } else {
                             dialogs.askWhom(names);
                         }
@@ -358,13 +336,7 @@ public final class MainActivity extends Activity
             @Override
             public void run() {
                 try {
-                    if (name == null || people == null) {
-                        store.deleteAll();
-                        people = models == null ? null : new People(models.embedder.sidecar);
-                    } else {
-                        people.delete(name);
-                        store.save(people);
-                    }
+                    brain.delete(name);
                     say(getString(R.string.ready));
                 } catch (DemoException problem) {
                     tell(problem);
@@ -378,26 +350,18 @@ public final class MainActivity extends Activity
         background.post(new Runnable() {
             @Override
             public void run() {
-                if (models == null) {
-                    return;
-                }
                 try {
-                    Sidecar model = models.embedder.sidecar;
-                    final Benchmark result = Benchmark.run(models.embedder, BENCH_FACES);
-                    String device = Build.MANUFACTURER + " " + Build.MODEL + ", Android " + Build.VERSION.RELEASE + ", "
-                            + Build.SUPPORTED_ABIS[0];
-                    final String runtime = Network.runtime() + ", XNNPACK, " + Models.THREADS + " thread";
-                    final String json = result.json(model, runtime, device, Models.THREADS);
-                    Log.i(BENCH_TAG, json);
-                    final String words = String.format(
-                            Locale.US, "%.0f faces/s, p50 %.0f µs, p95 %.0f µs\n%s\n%s, %s", result.facesPerSecond,
-                            result.p50, result.p95, device, model.file, runtime);
-                    say(words);
+                    final Brain.Figures figures = brain.measure();
+                    if (figures == null) {
+                        return;
+                    }
+                    Log.i(BENCH_TAG, figures.json);
+                    say(figures.words);
                     main.post(new Runnable() {
                         @Override
                         public void run() {
                             if (!isFinishing() && !isDestroyed()) {
-                                dialogs.showBenchmark(words, json);
+                                dialogs.showBenchmark(figures.words, figures.json);
                             }
                         }
                     });
