@@ -93,14 +93,14 @@ class OpenVino:
         return np.array(self._request.get_output_tensor(0).data)
 
     def compile(self, shape: tuple[int, ...], **more: Any) -> None:
-        """Compile for one input shape; more: OpenVINO's settings, as ENABLE_PROFILING."""
+        """Compile for one input shape; more: OpenVINO's settings, as PERF_COUNT."""
         self._model.reshape(list(shape))
         self.compiled = self._core.compile_model(self._model, "CPU", self._settings | more)
         self._request = self.compiled.create_infer_request()
         self._shape = shape
 
     def profile(self, batch: np.ndarray) -> list[tuple[str, str, float]]:
-        """(operator's name, kernel, microseconds) of one call; needs `compile(..., ENABLE_PROFILING=True)`."""
+        """(operator's name, kernel, microseconds) of one call; needs `compile(..., PERF_COUNT=True)`."""
         self.run(batch)
         return [
             (one.node_name, f"{one.node_type} {one.exec_type}", one.real_time.total_seconds() * 1e6)
