@@ -1,28 +1,18 @@
 """The demo's Java on this machine's JVM, beside LiteRT's Linux library; what is absent skips with its reason."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import JAVA, need
 
 from android_demo import compile, pins, student
 from export import runtimes
 from export.vectors import vectors
 from faces.errors import UserError
-
-JAVA = Path(__file__).parent / "java"
-
-
-def need(*names: str, tools: tuple[str, ...] = ()) -> None:
-    """Skip where a pinned package was not fetched or a program is missing: tests fetch nothing themselves."""
-    if missing := [tool for tool in tools if shutil.which(tool) is None]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    if missing := [name for name in names if not (pins.CACHE / pins.PINS[name].file).is_file()]:
-        pytest.skip(f"not fetched: {', '.join(missing)}; make -C android_demo fetch")
 
 
 @pytest.fixture(scope="session")

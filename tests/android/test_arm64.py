@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need
+from needs import need
 
 from android_demo import build, compile
 from export import runtimes

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 from click.testing import CliRunner
-from conftest import need
+from needs import need
 
 from android_demo import build, pins, student
 from compress import android

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import JAVA
+from needs import JAVA
 
 from android_demo import finder
 from export import crops, runtimes

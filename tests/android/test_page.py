@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from browser import browser, scene, show
-from conftest import need
+from needs import need
 
 from android_demo import finder, serve
 from export import crops, runtimes
