@@ -154,8 +154,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "teacher": {"finetune": {"steps": 20, "batch": 16, "quality_steps": 60}, "checks": 1, "check_pairs": 20},
     },
-    # The user's own faces: more samples, larger batches.
-    "standard": {"data": {"virtual": 0}, "distill": {"samples": 6_000_000, "batch": 1024}, "adapt": {"steps": 3000}},
+    # The user's own faces: more samples, and little weight on telling the few known people apart, which costs what
+    # the teacher says of everybody else (python -m compress.study modes --table recipe).
+    "standard": {
+        "data": {"virtual": 0},
+        "distill": {"samples": 6_000_000, "class_weight": 0.1},
+        "adapt": {"steps": 3000},
+    },
     # Section III-D and IV of the paper: SGD at .001, batch 256, 16 fixed versions a face, squared regression,
     # labels first (the paper pre-trains on labels for a share that it does not state).
     "paper": {
