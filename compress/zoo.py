@@ -34,7 +34,9 @@ def main(folder: Path, data_licence: str | None) -> None:
     files = data_files(run)
     with whole(ZOO / f"{name}.safetensors") as temporary:
         shutil.copyfile(weights, temporary)
-    write_text(ZOO / f"{name}.md", published(card.read_text(), files, data_licence))
+    write_text(
+        ZOO / f"{name}.md", published(card.read_text().replace(str(folder.resolve()), folder.name), files, data_licence)
+    )
     click.echo(f"{ZOO / name}.safetensors and its card")
 
 

@@ -17,7 +17,9 @@ FLAVOURS = ("cpu", "tensorrt")
 BATCH = 64
 
 
-def quantize_onnx(fp32: str | Path, path: str | Path, crops: np.ndarray, flavour: Flavour) -> None:
+def quantize_onnx(
+    fp32: str | Path, path: str | Path, crops: np.ndarray, flavour: Flavour, unsigned: bool = False
+) -> None:
     """Write the fp32 ONNX file of `export.onnx` as int8 QDQ, with ranges from the faces `crops`.
 
     crops: (N, p, p, 3) uint8 RGB, N >= 1, as the model sees them; a file that takes bytes gets them, one that takes
@@ -26,10 +28,11 @@ def quantize_onnx(fp32: str | Path, path: str | Path, crops: np.ndarray, flavour
 
     `cpu`: unsigned activations, which onnxruntime runs fastest on x86, and weights of 7 of the 8 bits: on a CPU
     without VNNI two products u8 x s8 are added in 16 bits and saturate (measured on AVX2: a least cosine of .32 with
-    8 bits, .99 with 7). Ranges are least and greatest value. `tensorrt`: symmetric signed activations before Conv,
-    Gemm and MatMul, float biases, a quantiser of its own for each consumer: what TensorRT parses; weights are stored
-    as int8 (with `AddQDQPairToWeight` they would be stored as floats, three times the size, the same values). To run
-    it in onnxruntime, turn its graph optimisations off. Ranges are the mean over batches of 64 of their least and
+    8 bits, .99 with 7). unsigned: weights u8 with a zero point, which saturate nowhere and keep 8 bits, slower
+    where VNNI multiplies u8 x s8. Ranges are least and greatest value. `tensorrt`: symmetric signed activations before
+    Conv, Gemm and MatMul, float biases, a quantiser of its own for each consumer: what TensorRT parses; weights are
+    stored as int8 (with `AddQDQPairToWeight` they would be stored as floats, three times the size, the same values). To
+    run it in onnxruntime, turn its graph optimisations off. Ranges are the mean over batches of 64 of their least and
     greatest value.
 
     The ranges were chosen by the least cosine to the fp32 student on 1,701 held-out faces of a student trained on the
@@ -49,7 +52,7 @@ def quantize_onnx(fp32: str | Path, path: str | Path, crops: np.ndarray, flavour
     reader = _Reader(fp32, crops)
     options: dict[str, Any] = {
         "activation_type": QuantType.QUInt8,
-        "reduce_range": True,
+        "reduce_range": not unsigned,
     }
     if flavour == "tensorrt":
         options = {
@@ -74,7 +77,7 @@ def quantize_onnx(fp32: str | Path, path: str | Path, crops: np.ndarray, flavour
                 reader,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
                 **options,
             )

@@ -163,6 +163,10 @@ class _Export:
         if target.source is not None and not has_gpu():
             return candidate, self._not_run(pending, target), seconds
         verdict, thresholds = self._compared(candidate, pending, target)
+        if not verdict.passed and target.precision == "int8" and target.consumer == "cpu":
+            # Seven bits a weight are the fastest; eight without sign saturate nowhere either, and are finer.
+            pending = self._written(target, candidate, self.subject.model, trained=False, unsigned=True)
+            verdict, thresholds = self._compared(candidate, pending, target)
         if not verdict.passed and target.precision == "int8" and self.subject.aware is not None:
             # Rounding behind the training is not enough for this model: train it with the rounding in the loop.
             self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
@@ -181,7 +185,9 @@ class _Export:
             self._trained = self.subject.aware()
         return self._trained
 
-    def _written(self, target: Target, candidate: Path, model: nn.Module, trained: bool) -> Sidecar:
+    def _written(
+        self, target: Target, candidate: Path, model: nn.Module, trained: bool, unsigned: bool = False
+    ) -> Sidecar:
         """Write the file; its contract, not yet compared."""
         px = self.subject.trial.images.shape[1]
         quantised, engine = None, None
@@ -195,7 +201,7 @@ class _Export:
                 self._onnx(model, floats, "fp32")
             crops = self._calibration(target)
             assert crops is not None
-            quantize_onnx(floats, candidate, crops, target.consumer)  # type: ignore[arg-type]
+            quantize_onnx(floats, candidate, crops, target.consumer, unsigned)  # type: ignore[arg-type]
         else:
             self._onnx(model, candidate, target.precision)
         return self._contract(target, candidate, quantised, engine, trained)

@@ -169,3 +169,18 @@ def test_a_damaged_file_is_refused_and_nothing_is_left(files, tmp_path, noise, d
 def test_an_unknown_flavour_is_a_programming_error(files, tmp_path, noise):
     with pytest.raises(ValueError, match="flavour"):
         quantize_onnx(files / "fp32.onnx", tmp_path / "q.onnx", noise(8, 16), "gpu")
+
+
+def test_unsigned_weights_keep_eight_bits(files, student, noise, embed, tmp_path):
+    unsigned = tmp_path / "unsigned.onnx"
+    quantize_onnx(files / "fp32.onnx", unsigned, noise(200, 16), "cpu", unsigned=True)
+    kinds = {file: {numpy_helper.to_array(one).dtype for one in onnx.load(str(file)).graph.initializer
+                    if numpy_helper.to_array(one).size > 256} for file in (unsigned, files / "cpu.onnx")}  # fmt: skip
+    assert kinds == {unsigned: {np.dtype(np.uint8)}, files / "cpu.onnx": {np.dtype(np.int8)}}
+    images = noise(300, 16)
+    wanted = embed(student("tiny16"), images)
+    least = [
+        _cosines(_session(file, "cpu").run(None, {"face": _chw(images)})[0], wanted).min()
+        for file in (unsigned, files / "cpu.onnx")
+    ]
+    assert least[0] > max(0.98, least[1])
