@@ -1,6 +1,5 @@
 """Training crops of many faces: cut once, in the background, into a memory-mapped file that is read meanwhile."""
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ class CropStore:
         with path.open("w+b") as file:
             path.unlink()
             # Room is taken at once, so a full disk is told here and not by a bus error later.
-            with contextlib.suppress(NotImplementedError):
+            if hasattr(os, "posix_fallocate"):
                 _allocate(file.fileno(), int(np.prod(shape)), folder)
             self._map = np.memmap(file, np.uint8, "r+", shape=shape)
         threading.Thread(target=self._fill).start()
@@ -85,8 +84,6 @@ class CropStore:
 
 
 def _allocate(handle: int, size: int, folder: Path) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        raise NotImplementedError
     try:
         os.posix_fallocate(handle, 0, max(1, size))
     except OSError as problem:
