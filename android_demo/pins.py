@@ -100,8 +100,7 @@ def _fetched(pin: Pin, folder: Path, debs: Path | None, mirror: str | None) -> P
             return debs / pin.file
         if mirror is None:
             raise UserError(
-                f"{pin.file} is needed: give --debs DIR, a folder that holds it, or --mirror URL, a Debian mirror "
-                "such as http://deb.debian.org/debian"
+                f"{pin.file} is needed: give --debs DIR, a folder that holds it, or --mirror URL, a Debian mirror"
             )
         try:
             with urllib.request.urlopen(f"{mirror.rstrip('/')}/{pin.where}/{pin.file}", timeout=60) as answer:

@@ -14,11 +14,11 @@ import numpy as np
 from benchmarks.cpu_runtimes import OpenVino, Runner, installed, open_runner
 from benchmarks.latency import full_row
 from benchmarks.machine import describe, pinned, sentence
+from benchmarks.output import publish
 from benchmarks.timing import arithmetic_of, peak_of, random_faces
 from export import sidecar as sidecars
 from faces.cli import run_cli
 from faces.errors import UserError
-from faces.files import write_json, write_text
 
 Row = dict[str, Any]
 _CALLS = 50
@@ -206,12 +206,7 @@ def main(
                       "operators": rows, "bound": bound(rows, batch, peak), "tried": tried})  # fmt: skip
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     whole = {"profile": found, "machine": machine, "command": command}
-    text = _page(whole)
-    click.echo(text)
-    if json_file:
-        write_json(json_file, whole)
-    if markdown_file:
-        write_text(markdown_file, text)
+    publish(whole, _page(whole), json_file, markdown_file)
 
 
 def _page(whole: dict[str, Any]) -> str:

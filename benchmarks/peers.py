@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.embedders import Embedder, of_artifact, of_dlib, of_teacher
 from benchmarks.machine import describe, pinned, sentence
+from benchmarks.output import publish
 from benchmarks.timing import run_windows
 from faces import verification
 from faces.cli import run_cli
 from faces.dataset import Faces
 from faces.errors import UserError
-from faces.files import write_json, write_text
 from faces.sources import open_faces
 from faces.verification import Pairs
 
@@ -100,12 +100,7 @@ def main(
     command = shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]])
     data = f"{faces.source}, {int(pairs.same.sum())} genuine and {int((~pairs.same).sum())} impostor pairs"
     found = {"peers": rows, "not_run": missing, "data": data, "machine": machine, "command": command}
-    text = page(found)
-    click.echo(text)
-    if json_file:
-        write_json(json_file, found)
-    if markdown_file:
-        write_text(markdown_file, text)
+    publish(found, page(found), json_file, markdown_file)
     if plot_file:
         from benchmarks import plots
 

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import protocols as run
 from benchmarks.embedders import Embedder, of_artifact, of_teacher
+from benchmarks.output import publish
 from benchmarks.paper_accuracy import PAPERS, REMARKS
 from faces.cli import run_cli
 from faces.errors import UserError
-from faces.files import write_json, write_text
 from faces.protocols import ijb, pair_lists, searches
 from faces.protocols.types import PairList
 from faces.sources import read_bin
@@ -133,12 +133,7 @@ def protocols(
             rows.append({"model": peer.name, "test": name} | test(run.Reader(detector, aligned, colour), peer))
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
     found = {"protocols": rows, "command": command, "detector": "aligned" if aligned else detector}
-    text = page(found)
-    click.echo(text)
-    if json_file:
-        write_json(json_file, found)
-    if markdown_file:
-        write_text(markdown_file, text)
+    publish(found, page(found), json_file, markdown_file)
 
 
 def page(found: dict[str, Any]) -> str:
