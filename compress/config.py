@@ -43,12 +43,14 @@ class Data:
 
 @dataclass(frozen=True, config=_STRICT)
 class Teacher:
-    """weights: a file or `hub`; finetune: how it is adapted to low resolution (`teachers/settings.py`; its method is
+    """weights: a file or `hub`; mirror: the target of a face is the mean of its feature and its mirror image's, at
+    twice the time; finetune: how it is adapted to low resolution (`teachers/settings.py`; its method is
     --teacher-method); views: forward passes that a bootstrap may spend on the public faces; checks: times that the
     fine-tuning measures its accuracy by resolution on `check_pairs` test pairs."""
 
     name: str = "swin_b"
     weights: str | None = None
+    mirror: bool = False
     finetune: Finetune = field(default_factory=Finetune)
     views: Annotated[int, Field(ge=10, le=3000)] = 1200
     checks: Annotated[int, Field(ge=0)] = 2
@@ -78,9 +80,10 @@ class Distill(Recipe):
     """Step 2, resolution-adapted distillation: the recipe of the student's training, and its mode.
 
     mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
-    adapted target. sizes: of the input in px, mixed in training, so that one student serves them all (global average
-    pooling takes any multiple of 8); none = the student's own. weights: a safetensors file to start from, or `zoo`:
-    the package's own. margin: share of the crop kept around the template.
+    adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
+    mixed in training, so that one student serves them all (global average pooling takes any multiple of 8); none =
+    the student's own. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the
+    crop kept around the template.
     """
 
     student: str = "tiny16"
@@ -93,6 +96,7 @@ class Distill(Recipe):
     lr: Annotated[float, Field(gt=0)] = 3e-3
     loss: Literal["relational", "regression"] = "relational"
     temperature: Annotated[float, Field(gt=0)] = 10.0
+    class_loss: Literal["softmax", "center", "sphereface", "sphereface+", "cosface", "arcface"] = "softmax"
     weight_decay: Annotated[float, Field(ge=0)] = Recipe.weight_decay
     warmup: Share = Recipe.warmup
     class_weight: Annotated[float, Field(ge=0)] = Recipe.class_weight

@@ -17,8 +17,9 @@ from faces.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained. samples: degraded faces seen in all (steps x batch); sizes: input sizes in px, one of
-    which is drawn for each step; none = the student's own."""
+    """How a student is trained. samples: degraded faces seen in all (steps x batch); class_loss: one of
+    `students.heads.CLASS_LOSSES`; sizes: input sizes in px, one of which is drawn for each step; none = the student's
+    own."""
 
     samples: int = 500_000
     batch: int = 256
@@ -28,6 +29,7 @@ class Recipe:
     warmup: float = 0.05
     loss: str = "relational"
     temperature: float = 10.0
+    class_loss: str = "softmax"
     class_weight: float = 1.0
     mimic_weight: float = 1.0
     pretrain: float = 0.0

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from faces.dataset import Progress
@@ -21,17 +20,9 @@ from faces.distributed import gather, global_batch_norm, rank, world_size
 from faces.errors import UserError
 from faces.files import fingerprint, whole
 from students.batches import Batches, Examples, Recipe, draw_seed
+from students.heads import Heads
 from students.losses import regression, relational
-from students.tiny import EMBEDDING_DIM, Tiny
-
-
-class Heads(nn.Module):
-    """What only training needs: the identity layer, and for targets of another width a linear map to them."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.identity = nn.Linear(EMBEDDING_DIM, classes) if classes else None
-        self.widen = nn.Linear(EMBEDDING_DIM, width) if width not in (0, EMBEDDING_DIM) else nn.Identity()
+from students.tiny import Tiny
 
 
 def train_student(
@@ -66,7 +57,7 @@ def train_student(
         )
     torch.manual_seed(draw_seed(seed, 1))
     dtype = student.mimic.weight.dtype
-    heads = Heads(classes, width).to(device, dtype)
+    heads = Heads(classes, width, recipe.class_loss).to(device, dtype)
     working = copy.deepcopy(student).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     working = global_batch_norm(working).train()
     # Its hooks average the gradients of the ranks; that of a gathered feature is the sum over them.
@@ -115,11 +106,12 @@ def train_student(
 def _losses(
     feature: Tensor, heads: Heads, targets: Tensor | None, labels: Tensor | None, recipe: Recipe
 ) -> dict[str, Tensor]:
-    """Eq. 4: classification (eq. 5) and mimicking (eq. 6 or the relational loss), each with its weight."""
+    """Eq. 4: classification (eq. 5, or another loss of Table IV) and mimicking (eq. 6, or the relational loss), each
+    with its weight."""
     losses = {}
     if labels is not None and heads.identity is not None:
         known = labels >= 0
-        per_face = F.cross_entropy(heads.identity(feature), labels.clamp(min=0), reduction="none")
+        per_face = heads.identity(feature, labels)
         losses["class"] = recipe.class_weight * (per_face * known).sum() / known.sum().clamp(min=1)
     if targets is not None:
         mimic = heads.widen(feature)

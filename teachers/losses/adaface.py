@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teachers.losses.margin import Head, safe_acos
+from faces.losses.margin import Head, safe_acos
 
 
 class NormStatistics(nn.Module):

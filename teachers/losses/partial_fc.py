@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from faces.distributed import gather, rank, world_size
 from faces.errors import UserError
-from teachers.losses.margin import safe_acos
+from faces.losses.margin import safe_acos
 
 KINDS = ("cosface", "arcface")
 _FLOAT32 = 4

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from faces.distributed import gather
 from faces.errors import UserError
+from faces.losses.center import CenterLoss
+from faces.losses.margin import create_margin
 from teachers import augment
 from teachers.losses.adaface import AdaFace
-from teachers.losses.center import CenterLoss
-from teachers.losses.margin import create_margin
 from teachers.losses.partial_fc import PartialFC
 from teachers.methods.base import Method
 from teachers.settings import Finetune

@@ -44,7 +44,16 @@ def _train(how: Recipe, checkpoint: str | None = None, killed_at: int | None = N
     return student.state_dict() | {"loss": torch.tensor([row["loss"] for row in curve])}
 
 
-@pytest.mark.parametrize("change", [{}, {"loss": "regression", "optimiser": "sgd"}, {"versions": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"loss": "regression", "optimiser": "sgd"},
+        {"versions": 2},
+        {"class_loss": "center"},
+        {"class_loss": "sphereface+"},
+    ],
+)
 def test_two_processes_give_the_student_of_one(change):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,8 +12,9 @@ from faces.degrade import Degradation, degrade
 from faces.errors import UserError
 from students import create_student, train
 from students.batches import Batches, Examples, Recipe
+from students.heads import CLASS_LOSSES, Heads
 from students.tiny import Tiny
-from students.train import Heads, train_student
+from students.train import train_student
 
 _PEOPLE, _EACH = 6, 8
 
@@ -82,6 +83,24 @@ def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     assert scores[same].mean() > scores[~same].mean() + 0.3
 
 
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_people_are_told_apart_by_each_classification_loss(name):
+    examples, student = replace(_examples(width=0), labels=np.arange(_PEOPLE).repeat(_EACH)), _student()
+    # A fifth of the faces unlabelled.
+    examples.labels[::5] = -1
+    curve = train_student(student, examples, Recipe(samples=150 * 32, batch=32, class_loss=name), 0)
+    assert set(curve[-1]) == {"step", "lr", "loss", "class"}
+    assert np.mean([row["class"] for row in curve[-10:]]) < 0.8 * np.mean([row["class"] for row in curve[:10]])
+    images = degrade(
+        torch.from_numpy(examples.crops).permute(0, 3, 1, 2), 16, 0.1, Degradation(), torch.Generator().manual_seed(9)
+    )
+    with torch.no_grad():
+        feature = torch.nn.functional.normalize(student(images))
+    people = torch.arange(_PEOPLE).repeat_interleave(_EACH)
+    same, scores = people[:, None] == people, feature @ feature.T
+    assert scores[same].mean() > scores[~same].mean() + 0.2
+
+
 def test_the_learning_rate_rises_then_falls_linearly():
     curve = train_student(_student(), _examples(), replace(_SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
     expected = [0.002 * min(step / 4, (40 - step + 1) / 36, 1) for step in range(1, 41)]
@@ -119,8 +138,10 @@ def _killed_at(steps):
         _SHORT,
         replace(_SHORT, average=0.8, pretrain=0.4),
         replace(_SHORT, optimiser="sgd", loss="regression", lr=1e-3, versions=3),
+        replace(_SHORT, class_loss="center"),
+        replace(_SHORT, class_loss="sphereface+"),
     ],
-    ids=["default", "averaged", "paper"],
+    ids=["default", "averaged", "paper", "center", "sphereface+"],
 )
 def test_killed_and_resumed_equals_never_killed(tmp_path, how):
     examples = _examples(width=32)
@@ -199,12 +220,12 @@ def test_unlabelled_faces_do_not_enter_the_class_term():
     labels = torch.tensor([0, -1, 3, -1, -1, 5])
     loss = train._losses(student(images), heads, None, labels, _SHORT)["class"]
     known = labels >= 0
-    logits = heads.identity(student(images[known])).double()
+    logits = heads.identity.head.linear(student(images[known])).double()
     naive = sum(torch.logsumexp(row, 0) - row[y] for row, y in zip(logits, labels[known], strict=True)) / 3
     assert loss.item() == pytest.approx(naive.item(), rel=1e-5)
     loss.backward()
-    expected = torch.autograd.grad(naive, heads.identity.weight)[0]
-    torch.testing.assert_close(heads.identity.weight.grad, expected.float(), atol=1e-6, rtol=1e-4)
+    expected = torch.autograd.grad(naive, heads.identity.head.linear.weight)[0]
+    torch.testing.assert_close(heads.identity.head.linear.weight.grad, expected.float(), atol=1e-6, rtol=1e-4)
     nobody = train._losses(student(images), heads, None, torch.full((6,), -1), _SHORT)["class"]
     nobody.backward()
     assert nobody == 0

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from faces.distributed import rank, world_size
 from faces.errors import UserError
-from teachers.losses.margin import create_margin
+from faces.losses.margin import create_margin
 from teachers.losses.partial_fc import PartialFC, memory_per_rank
 
 WORLD, ROWS = 2, 3

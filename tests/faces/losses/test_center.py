@@ -2,7 +2,7 @@
 
 import torch
 
-from teachers.losses.center import CenterLoss
+from faces.losses.center import CenterLoss
 
 LABELS = torch.tensor([0, 2, 2, 0, 2])
 

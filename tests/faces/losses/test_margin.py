@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from faces.errors import UserError
-from teachers.losses.margin import DEFAULTS, create_margin, safe_acos
+from faces.losses.margin import DEFAULTS, create_margin, safe_acos
 
 BATCH, WIDTH, CLASSES = 6, 5, 4
 LABELS = torch.tensor([0, 1, 2, 3, 1, 0])
