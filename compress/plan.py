@@ -120,7 +120,7 @@ def _measured(config: Config, count: int) -> dict[str, float]:
     students = 2 if teacher.bootstrap else 1
     return {
         "data": count * _DETECT,
-        "teacher": (count + config.data.virtual + views) * a_face,
+        "teacher": ((count + config.data.virtual) * (2 if config.teacher.mirror else 1) + views) * a_face,
         "distill": students * how.steps * _seconds_a_step(config),
         "evaluate": tested * (1 + len(config.evaluate.px)) * a_face,
     }

@@ -12,7 +12,7 @@ from compress.config import Config
 from compress.data import TRAIN, load_parts
 from compress.run import Run, cores, file_state, load_features, save_features, threads
 from compress.tune import TUNED_FILE, tune
-from faces.dataset import Faces, Progress
+from faces.dataset import Faces, Progress, mirrored
 from faces.distributed import barrier, lead, rank, world_size
 from faces.errors import UserError
 from students.tiny import count_macs
@@ -36,8 +36,9 @@ def settings(config: Config) -> Any:
 
 
 def run(run: Run) -> dict[str, Any]:
-    """Writes work/features.npy (N, D) float16 of the training faces, at full size and each at its own alpha; a
-    bootstrap also its fitted layer, a fine-tuned teacher also teacher.safetensors and finetune.csv."""
+    """Writes work/features.npy (N, D) float16 of the training faces, at full size and each at its own alpha, with
+    `teacher.mirror` the mean with their mirror images'; a bootstrap also its fitted layer, a fine-tuned teacher also
+    teacher.safetensors and finetune.csv."""
     train, _ = load_parts(run)
     teacher = create_teacher(run.config.teacher.name, run.config.teacher.weights)
     facts: dict[str, Any] = {}
@@ -70,7 +71,8 @@ def run(run: Run) -> dict[str, Any]:
     features = embed_resumable(run, teacher, train)
     run.save_features(FEATURES, features)
     return {
-        "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces, {teacher.source}",
+        "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces"
+        f"{' and their mirror images' if run.config.teacher.mirror else ''}, {teacher.source}",
         "name": teacher.name,
         "source": teacher.source,
         "bootstrap": teacher.bootstrap,
@@ -120,9 +122,26 @@ def embed_resumable(run: Run, teacher: Teacher | Ensemble, faces: Faces) -> np.n
     with run.progress(f"{teacher.name} on public faces", len(faces)) as advance, threads(cores()):
         lead(
             _embed_chunks, folder, run.path(TRAIN), teacher.name, weights, run.config.device,
-            teacher=teacher, progress=advance,
+            run.config.teacher.mirror, teacher=teacher, progress=advance,
         )  # fmt: skip
     return np.concatenate([load_features(folder / name) for name, _ in _chunks(len(faces))])
+
+
+def embed(
+    teacher: Teacher | Ensemble, faces: Faces, mirror: bool = False, progress: Progress | None = None
+) -> np.ndarray:
+    """Features (N, D) float32 of the faces at full size. With `mirror` the mean of each face's and its mirror image's,
+    as long as the face's own: what a student learns then no longer depends on the side that a face shows."""
+    if not mirror:
+        return teacher.embed_faces(faces, progress=progress)
+    parts = [np.empty((0, teacher.embedding_dim), np.float32)]
+    for _, rows in _chunks(len(faces)):
+        chunk = faces.subset(rows)
+        own = teacher.embed_faces(chunk, progress=progress)
+        both = own + teacher.embed_faces(mirrored(chunk))
+        length, found = (np.linalg.norm(one, axis=1, keepdims=True) for one in (own, both))
+        parts.append(both * (length / np.maximum(found, 1e-12)))
+    return np.concatenate(parts)
 
 
 def _embed_chunks(
@@ -131,6 +150,7 @@ def _embed_chunks(
     name: str,
     weights: str | Path | None,
     device: str,
+    mirror: bool,
     teacher: Teacher | Ensemble | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -139,7 +159,7 @@ def _embed_chunks(
     faces = Faces.load(file)
     for number, (chunk, rows) in enumerate(_chunks(len(faces))):
         if not (folder / chunk).exists() and number % world_size() == rank():
-            features = teacher.embed_faces(faces.subset(rows), progress=progress)
+            features = embed(teacher, faces.subset(rows), mirror, progress)
             save_features(folder / chunk, features)
         elif progress:
             progress(len(rows))

@@ -149,24 +149,43 @@ def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.nda
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def add_virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
-    """`faces` and behind them `count` unlabelled ones that nobody has: means of two faces of different people.
+def virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
+    """`count` unlabelled faces that nobody has: means of two faces of different people.
 
-    The teacher embeds them like any other face, which gives a student targets between the few people it knows.
+    The teacher embeds them like any other face, which gives a student targets between the few people it knows. They
+    are fewer where most faces are one person's.
     """
     rng = np.random.default_rng([seed, 505])
     pairs = rng.integers(0, len(faces), (4 * count + 16, 2))
     people = faces.identities[pairs]
     different = (people[:, 0] != people[:, 1]) | ((people < 0).any(1) & (pairs[:, 0] != pairs[:, 1]))
     first, second = pairs[different][:count].T
-    means = (faces.images[first].astype(np.uint16) + faces.images[second] + 1) // 2
     return replace(
         faces,
-        images=store.join([faces.images, means.astype(np.uint8)]),
-        landmarks=np.concatenate([faces.landmarks, (faces.landmarks[first] + faces.landmarks[second]) / 2]),
-        identities=np.concatenate([faces.identities, np.full(len(first), -1, dtype=np.int64)]),
-        keys=(*faces.keys, *(f"virtual/{i}" for i in range(len(first)))),
+        images=store.means(faces.images, first, second),
+        landmarks=(faces.landmarks[first] + faces.landmarks[second]) / 2,
+        identities=np.full(len(first), -1, dtype=np.int64),
+        keys=tuple(f"virtual/{i}" for i in range(len(first))),
     )
+
+
+def add_virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
+    """`faces` and behind them `count` virtual ones."""
+    virtual = virtual_faces(faces, count, seed)
+    return replace(
+        faces,
+        images=store.join([faces.images, virtual.images]),
+        landmarks=np.concatenate([faces.landmarks, virtual.landmarks]),
+        identities=np.concatenate([faces.identities, virtual.identities]),
+        keys=(*faces.keys, *virtual.keys),
+    )
+
+
+def mirrored(faces: Faces) -> Faces:
+    """The mirror images, in memory; what was the left eye or mouth corner is the right one."""
+    landmarks = faces.landmarks[:, [1, 0, 2, 4, 3]]
+    landmarks[..., 0] = faces.images.shape[2] - 1 - landmarks[..., 0]
+    return replace(faces, images=np.ascontiguousarray(faces.images[:][:, :, ::-1]), landmarks=landmarks)
 
 
 def find_leaks(train: Faces, test: Faces, bits: int = 10) -> list[str]:

@@ -104,6 +104,22 @@ class JoinedImages(LazyImages):
         return images
 
 
+class MeanImages(LazyImages):
+    """Image i is the mean of images `first[i]` and `second[i]`, halves rounded up."""
+
+    def __init__(self, images: "np.ndarray | LazyImages", first: np.ndarray, second: np.ndarray) -> None:
+        self._images, self._first, self._second = images, first, second
+        super().__init__(len(first), images.shape[1:])
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        means = np.empty((len(rows), *self._image_shape), dtype=np.uint8)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            one, other = (self._images[which[chunk]] for which in (self._first, self._second))
+            means[start : start + _CHUNK] = (one.astype(np.uint16) + other + 1) // 2
+        return means
+
+
 def view(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Rows of an array (copied) or of undecoded images (a view), typed as an array as `Faces.images` is."""
     return cast(np.ndarray, images.view(indices)) if isinstance(images, LazyImages) else images[indices]
@@ -114,3 +130,9 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
     if any(isinstance(part, LazyImages) for part in parts):
         return cast(np.ndarray, JoinedImages(parts))
     return np.concatenate(parts)
+
+
+def means(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The means of images `first` and `second`, (M,) indices; of undecoded images, they are made when looked at."""
+    made = MeanImages(images, first, second)
+    return cast(np.ndarray, made) if isinstance(images, LazyImages) else made[:]

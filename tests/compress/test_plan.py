@@ -54,3 +54,14 @@ def test_expected_times_grow_with_the_work():
     assert all(value > 0 for value in short.values())
     assert long["distill"] > 100 * short["distill"]
     assert seconds(count=4000)["data"] == pytest.approx(10 * short["data"])
+
+
+def test_mirror_images_double_the_teachers_time(monkeypatch):
+    monkeypatch.setattr(plan, "_seconds_a_face", lambda teacher: 0.5)
+    monkeypatch.setattr(plan, "_seconds_a_step", lambda config: 0.0)
+    once, twice = (
+        plan._measured(load_config("quick", None, {"teacher.name": "dlib_resnet"}, [setting]), 400)["teacher"]
+        for setting in ("teacher.mirror=false", "teacher.mirror=true")
+    )
+    assert once == 0.5 * 2400
+    assert twice == 2 * once

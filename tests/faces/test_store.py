@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faces.dataset import Faces, add_virtual_faces, concatenate, near_twins
+from faces.dataset import Faces, add_virtual_faces, concatenate, near_twins, virtual_faces
 from faces.errors import UserError
 from faces.sources import open_faces, orl, shards
 from faces.sources.encoded import EncodedImages, Index
-from faces.store import JoinedImages, LazyImages, in_threads
+from faces.store import JoinedImages, LazyImages, MeanImages, in_threads
 
 _LANDMARKS = [[46.0, 58.0], [82.0, 59.0], [64.0, 78.0], [50.0, 97.0], [79.0, 98.0]]
 _MAGIC = bytes.fromhex("0a23d7ce")
@@ -179,7 +179,24 @@ def test_virtual_faces_stand_behind_undecoded_ones(pair):
     eager, lazy = pair
     more = add_virtual_faces(lazy, 5, 0)
     assert isinstance(more.images, LazyImages)
+    # Not even the means are in memory.
+    assert isinstance(virtual_faces(lazy, 5, 0).images, MeanImages)
+    assert isinstance(add_virtual_faces(eager, 5, 0).images, np.ndarray)
     np.testing.assert_array_equal(more.images[:], add_virtual_faces(eager, 5, 0).images)
+
+
+def test_means_are_taken_face_by_face_in_any_order(pair):
+    eager, lazy = pair
+    first, second = np.random.default_rng(0).integers(0, len(eager), (2, 150))
+    naive = np.stack(
+        [(eager.images[i].astype(int) + eager.images[j] + 1) // 2 for i, j in zip(first, second, strict=True)]
+    )
+    found = MeanImages(lazy.images, first, second)
+    assert found.shape == naive.shape
+    rows = np.array([149, 3, 3, 70])
+    np.testing.assert_array_equal(found[rows], naive[rows])
+    np.testing.assert_array_equal(found[:], naive)
+    np.testing.assert_array_equal(found[5], naive[5])
 
 
 def test_a_lazy_set_is_saved_with_its_images(tmp_path, pair):
