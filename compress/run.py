@@ -109,13 +109,9 @@ class Run:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """A progress bar with the time left; yields a function that takes the number of items just finished."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        silent = not self.console.is_terminal  # a file would get an empty line for each bar
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, disable=silent)
-        with bar:
-            task = bar.add_task(what, total=total, completed=done)
-            yield lambda count: bar.advance(task, count)
+        """As `progress_bar`, on this run's console."""
+        with progress_bar(self.console, what, total, done) as advance:
+            yield advance
 
     def save_features(self, name: str, features: np.ndarray) -> None:
         save_features(self.path(name), features)
@@ -191,6 +187,16 @@ class Run:
         found = [path for place in (self.folder, self.path("work")) for path in sorted(place.glob("*"))]
         kept = [path for path in found if path.is_file() and path.name not in _OWN]
         return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in kept}
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar with the time left; yields a function that takes the number of items just finished."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    silent = not console.is_terminal  # a file would get an empty line for each bar
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextlib.contextmanager

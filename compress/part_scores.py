@@ -1,0 +1,128 @@
+"""What scores on the fixed pairs of unseen people say: accuracy, TPR at one FPR, intervals, paired differences."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from compress.run import cores, progress_bar, threads
+from compress.teach import embed
+from faces.dataset import Faces
+from faces.files import fingerprint, whole
+from faces.sources import open_faces
+from faces.verification import Pairs, Roc, bootstrap_interval, correct_by_fold, read_pairs
+from teachers.registry import create_teacher
+
+
+@dataclass(frozen=True)
+class Part:
+    """People who are not learnt from, and fixed pairs of their faces."""
+
+    name: str
+    faces: Faces
+    pairs: Pairs
+
+    def state(self) -> list[Any]:
+        """Changes with the faces and the pairs: what is kept of them carries it in its name."""
+        return [self.name, self.faces.keys, self.pairs.a.tolist(), self.pairs.b.tolist()]
+
+
+FPR = 0.1
+"""Bridge distillation, section IV-B, states the true positive rate at this false positive rate."""
+METRICS = {"accuracy": "", "tpr": f", TPR at FPR {FPR:.0%}"}
+
+
+def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
+    """One part for each (faces, CSV of their pairs), named as its faces' file is; UserError where either is amiss."""
+    parts = []
+    for spec, file in vals:
+        faces = open_faces(spec)
+        parts.append(Part(Path(spec).name.split(".")[0], faces, read_pairs(Path(file), faces.keys)))
+    return parts
+
+
+def teacher_features(teacher: str, faces: Faces, folder: Path, mirror: bool = False) -> np.ndarray:
+    """Of the faces at full size, (N, D) float32, with `mirror` the mean with their mirror images'; kept in `folder`,
+    where the tables of modes find them too."""
+    cache = folder / f"features-{fingerprint([teacher, faces.keys, *(['mirror'] if mirror else [])])}.npy"
+    if not cache.is_file():
+        bar = progress_bar(Console(stderr=True), f"features of {len(faces)} faces", len(faces))
+        with bar as advance, threads(cores()), whole(cache) as temporary:
+            np.save(temporary.open("wb"), embed(create_teacher(teacher), faces, mirror, advance))
+    return np.load(cache, allow_pickle=False).astype(np.float32)
+
+
+def pair_values(scores: np.ndarray, pairs: Pairs) -> dict[str, np.ndarray]:
+    """A value for each pair (P,), by metric, whose mean over the pairs is the metric.
+
+    accuracy: right at the other folds' threshold, or not. tpr: of genuine pairs whether they are accepted where one
+    impostor in ten is, divided by the share of genuine pairs; of impostors 0.
+    """
+    roc = Roc(np.sort(scores[pairs.same]), np.sort(scores[~pairs.same]))
+    threshold = roc.threshold_at(FPR)
+    found = {"accuracy": correct_by_fold(scores, pairs).astype(float)}
+    # Fewer than a hundred impostors do not resolve that rate.
+    if threshold is not None:
+        found["tpr"] = (pairs.same & (scores >= threshold)) / pairs.same.mean()
+    return found
+
+
+def mean_values(seeds: Sequence[np.ndarray], pairs: Pairs) -> dict[str, np.ndarray]:
+    """`pair_values`, mean over the scores of several seeds."""
+    each = [pair_values(scores, pairs) for scores in seeds]
+    return {metric: np.mean([one[metric] for one in each], axis=0) for metric in each[0]}
+
+
+def summary(
+    values: dict[str, np.ndarray], baseline: dict[str, np.ndarray] | None, part: Part
+) -> dict[str, dict[str, Any]]:
+    """By metric: `points` and `ci95` in percent and, where there is a baseline, the same of the paired difference,
+    `against_baseline`. Intervals: people and impostor pairs resampled, the threshold held."""
+    found = {}
+    for metric, mine in values.items():
+        found[metric] = _interval(mine, part)
+        if baseline is not None and metric in baseline:
+            found[metric]["against_baseline"] = _interval(mine - baseline[metric], part)
+    return found
+
+
+def _interval(values: np.ndarray, part: Part) -> dict[str, Any]:
+    bounds = bootstrap_interval(values, part.pairs, part.faces.identities)
+    return {"points": 100 * float(values.mean()), "ci95": [100 * bound for bound in bounds]}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [_line(heads), "|---" * len(heads) + "|", *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(one: dict[str, Any] | None) -> str:
+    """`85.20 [83.9, 86.4]`."""
+    return "-" if one is None else f"{one['points']:.2f} [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"
+
+
+def gap_cell(one: dict[str, Any] | None) -> str:
+    """`+0.41 [-0.30, +1.10]`: the paired difference from the baseline."""
+    gap = None if one is None else one.get("against_baseline")
+    return "-" if gap is None else f"{gap['points']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]"
+
+
+def people_summary(values: np.ndarray, baseline: np.ndarray | None, people: np.ndarray) -> dict[str, Any]:
+    """As a metric of `summary`, of values of faces (M,) whose people (M,) are resampled."""
+    found = _by_people(values, people)
+    return found if baseline is None else found | {"against_baseline": _by_people(values - baseline, people)}
+
+
+def _by_people(values: np.ndarray, people: np.ndarray, draws: int = 2000) -> dict[str, Any]:
+    owner = np.unique(people, return_inverse=True)[1]
+    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
+    drawn = np.random.default_rng(404).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    bounds = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
+    return {"points": 100 * float(values.mean()), "ci95": [100 * float(bound) for bound in bounds]}
