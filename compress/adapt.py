@@ -105,7 +105,30 @@ def fit_adapter(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Adapter, dict[str, float]]:
-    """The fitted module and the share of training faces that each classifier recognises.
+    """The fitted module and the share of training faces that each classifier of `fit_classifiers` recognises."""
+    adapter, refitted, classifier = fit_classifiers(features, labels, how, seed, progress)
+    x, y = torch.from_numpy(features), torch.from_numpy(labels)
+    known = y >= 0
+    with torch.no_grad():
+        accuracy = {
+            name: (logits.argmax(1) == y[known]).float().mean().item() if known.any() else 0.0
+            for name, logits in (
+                ("refitted", refitted(adapter.standardise(x[known]))),
+                ("adapted", classifier(adapter(x)[known])),
+            )
+        }
+    return adapter, accuracy
+
+
+def fit_classifiers(
+    features: np.ndarray,
+    labels: np.ndarray,
+    how: Adapt,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Adapter, nn.Linear, nn.Linear]:
+    """The fitted module in evaluation mode, the teacher's re-fitted softmax layer, which takes standardised features,
+    and the module's own, which takes adapted ones.
 
     features: (N, D) float32; labels: (N,) int64, -1 = unlabelled. An unlabelled face takes part in eq. 3 alone.
     Without any label there is no softmax to re-fit: the module then keeps the similarities between faces.
@@ -117,11 +140,7 @@ def fit_adapter(
     adapter.scale.copy_((x - adapter.mean).norm(dim=1).mean() / features.shape[1] ** 0.5)
     inputs = adapter.standardise(x)
     classes = int(y.max()) + 1
-    known = torch.nonzero(y >= 0)[:, 0]
     refitted, classifier = (nn.Linear(width, max(1, classes)) for width in (features.shape[1], EMBEDDING_DIM))
-
-    def refit_loss(chosen: Tensor) -> Tensor:
-        return F.cross_entropy(refitted(inputs[chosen]), y[chosen])
 
     def adapt_loss(chosen: Tensor) -> Tensor:
         adapted = adapter(x[chosen])
@@ -133,20 +152,28 @@ def fit_adapter(
         return loss + how.keep * similarity_loss(adapted, inputs[chosen]) if how.keep else loss
 
     if classes:
-        _fit(refitted.parameters(), refit_loss, known, how, seed, progress)
+        fit_softmax(refitted, inputs, y, how, seed, progress)
     every = torch.arange(len(x))
     _fit([*adapter.parameters(), *classifier.parameters()], adapt_loss, every, how, seed + 1, progress)
     with torch.no_grad():
-        adapted = adapter(x)
-        adapter.centre.copy_(adapted.mean(0))
-        accuracy = {
-            name: (logits.argmax(1) == y[known]).float().mean().item() if classes else 0.0
-            for name, logits in (
-                ("refitted", refitted(inputs[known])),
-                ("adapted", classifier(adapted[known])),
-            )
-        }
-    return adapter.eval(), accuracy
+        adapter.centre.copy_(adapter(x).mean(0))
+    return adapter.eval(), refitted, classifier
+
+
+def fit_softmax(
+    layer: nn.Linear,
+    inputs: Tensor,
+    labels: Tensor,
+    how: Adapt,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fit a classification layer, in place, to features (N, D) and labels (N,) by cross-entropy; -1 = left out."""
+
+    def loss(chosen: Tensor) -> Tensor:
+        return F.cross_entropy(layer(inputs[chosen]), labels[chosen])
+
+    _fit(layer.parameters(), loss, torch.nonzero(labels >= 0)[:, 0], how, seed, progress)
 
 
 def bridge_loss(logits: Tensor, teacher: Tensor, labels: Tensor, balance: float, temperature: float) -> Tensor:
