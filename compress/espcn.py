@@ -42,7 +42,7 @@ class Enlarging:
 class Recipe:
     """steps of Adam on `batch` faces, mirrored at random; the rate `lr` falls to 0 along a cosine. L1 loss."""
 
-    steps: int = 2500
+    steps: int = 5000
     batch: int = 32
     lr: float = 1e-3
 

@@ -17,9 +17,12 @@ from scipy import stats
 
 from compress import data
 from compress.adapt import fit_adapter
+from compress.adaptation_study import adaptation
 from compress.config import PRESETS, Config, as_dict, load_config
 from compress.distill import own_features, prepare, start_student
 from compress.evaluate import test_pairs
+from compress.hallucination_study import hallucination
+from compress.head_study import head
 from compress.mode_study import modes
 from compress.plan import check
 from compress.run import ROOT, cores, threads
@@ -56,6 +59,9 @@ def main() -> None:
 
 main.add_command(teachers)
 main.add_command(modes)
+main.add_command(head)
+main.add_command(adaptation)
+main.add_command(hallucination)
 
 
 @main.command()
