@@ -103,6 +103,7 @@ class Distill(Recipe):
     mimic_weight: Annotated[float, Field(ge=0)] = Recipe.mimic_weight
     pretrain: Share = Recipe.pretrain
     average: Annotated[float, Field(ge=0, lt=1)] = Recipe.average
+    precision: Literal["fp32", "bf16"] = "fp32"
     versions: Annotated[int, Field(ge=0)] = 0
     sizes: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
     degradation: Degradation = field(default_factory=Degradation)

@@ -90,7 +90,7 @@ def degrade(
         1,
     )
     fine = size * max(1, math.floor(crops.shape[-1] * inner / size))
-    grid = F.affine_grid(theta, [batch, 3, fine, fine], align_corners=False)
+    grid = _affine_grid(theta, fine)
     x = F.grid_sample(crops.float().div_(255), grid, mode="bilinear", padding_mode="border", align_corners=False)
     weights = _antialias_weights(fine, size).to(device)
     x = weights @ x @ weights.T
@@ -105,6 +105,14 @@ def degrade(
         quality = how.jpeg_quality + (95 - how.jpeg_quality) * uniform()
         x = x.index_copy(0, chosen, jpeg(x[chosen], quality[chosen]))
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _affine_grid(theta: Tensor, side: int) -> Tensor:
+    """`F.affine_grid` of (B, 2, 3) for (side, side) pixels, (B, side, side, 2). A sum of what columns and what rows
+    give, which takes a tenth of the time of torch's product of matrices and more."""
+    at = (2 * torch.arange(side, device=theta.device) + 1) / side - 1
+    columns, rows = theta[:, :, :1] * at + theta[:, :, 2:], theta[:, :, 1:2] * at
+    return columns.transpose(1, 2)[:, None] + rows.transpose(1, 2)[:, :, None]
 
 
 @lru_cache(maxsize=16)

@@ -36,6 +36,7 @@ class Recipe:
     versions: int = 0
     sizes: tuple[int, ...] = ()
     average: float = 0.0
+    precision: str = "fp32"
     degradation: Degradation = field(default_factory=Degradation)
 
     @property

@@ -78,7 +78,9 @@ def train_student(
     for step in range(start, recipe.steps):
         images, targets, labels = batches.at(step)
         pretraining = step < recipe.pretrain * recipe.steps and classes > 0
-        feature = gather(embed(images.to(dtype)))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, recipe.precision == "bf16"):
+            feature = embed(images.to(dtype))
+        feature = gather(feature.to(dtype))
         losses = _losses(feature, heads, None if pretraining or targets is None else targets.to(dtype), labels, recipe)
         loss = sum(losses.values(), start=torch.zeros((), device=device))
         optimiser.zero_grad()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from faces.align import crop
-from faces.degrade import Degradation, _blur, degrade, jpeg, reduce, resize
+from faces.degrade import Degradation, _affine_grid, _blur, degrade, jpeg, reduce, resize
 
 _NONE = Degradation(
     **{field.name: 0 for field in dataclasses.fields(Degradation) if field.name != "jpeg_quality"}, jpeg_quality=50
@@ -262,3 +262,9 @@ def test_jpeg_in_a_degradation_takes_the_stated_share(crops):
     found = degrade(x, 16, 0.0, _only(jpeg=0.25, jpeg_quality=10), _generator())
     changed = (found - plain).abs().amax((1, 2, 3)) > 1e-4
     assert changed.float().mean() == pytest.approx(0.25, abs=0.07)
+
+
+def test_the_grid_is_torchs_own():
+    theta = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(theta, [5, 3, 12, 12], align_corners=False)
+    torch.testing.assert_close(_affine_grid(theta, 12), expected)

@@ -101,6 +101,20 @@ def test_people_are_told_apart_by_each_classification_loss(name):
     assert scores[same].mean() > scores[~same].mean() + 0.2
 
 
+def test_bf16_rounds_the_layers_and_nothing_else():
+    curves, students = {}, {}
+    for precision in ("fp32", "bf16"):
+        students[precision] = _student()
+        curves[precision] = train_student(students[precision], _examples(), replace(_SHORT, precision=precision), 0)
+    losses = {name: [row["loss"] for row in curve] for name, curve in curves.items()}
+    assert losses["bf16"][:3] == pytest.approx(losses["fp32"][:3], rel=0.01)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert losses["bf16"] != losses["fp32"]
+    assert {value.dtype for name, value in students["bf16"].state_dict().items() if "num_batches" not in name} == {
+        torch.float32
+    }
+
+
 def test_the_learning_rate_rises_then_falls_linearly():
     curve = train_student(_student(), _examples(), replace(_SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
     expected = [0.002 * min(step / 4, (40 - step + 1) / 36, 1) for step in range(1, 41)]
@@ -140,8 +154,9 @@ def _killed_at(steps):
         replace(_SHORT, optimiser="sgd", loss="regression", lr=1e-3, versions=3),
         replace(_SHORT, class_loss="center"),
         replace(_SHORT, class_loss="sphereface+"),
+        replace(_SHORT, precision="bf16"),
     ],
-    ids=["default", "averaged", "paper", "center", "sphereface+"],
+    ids=["default", "averaged", "paper", "center", "sphereface+", "bf16"],
 )
 def test_killed_and_resumed_equals_never_killed(tmp_path, how):
     examples = _examples(width=32)
