@@ -40,7 +40,8 @@ def _timed(step: loops.Step, seconds: float, device: str) -> tuple[int, float]:
 def compare(
     student: str, device: str, threads: int, batch: int, rounds: int, seconds: float, precision: str = "fp32"
 ) -> list[dict[str, Any]]:
-    """A row for each loop; `precision` is of ours. The loops take turns, so that what else the machine does falls on all of them."""
+    """A row for each loop; `precision` is of ours. The loops take turns, so that what else the machine does falls on
+    all of them."""
     px = create_student(student).input_px
     examples = loops.synthetic(4096, crop_side(px, MARGIN), MARGIN)
     recipe = Recipe(samples=10**9, batch=batch, precision=precision)
