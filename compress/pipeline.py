@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compress import adapt, android, artifacts, bench, collect, data, distill, evaluate, plan, teach
+from compress import adapt, android, artifacts, bench, collect, data, distill, evaluate, head_study, plan, teach
 from compress.config import PRESETS, load_config
 from compress.run import Run, Stage
 from faces.cli import run_cli
@@ -77,6 +77,11 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
 )
 @click.option("--export-teacher", is_flag=True, help="Export the teacher too: ONNX in fp32 and fp16.")
 @click.option("--android", "app", is_flag=True, help="Build the demo app around the student (from a checkout).")
+@click.option(
+    "--finetune-head",
+    metavar="SPEC",
+    help="Then fit the student's softmax layer to the people of this set (`compress.study head`).",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/TEACHER-STUDENT-PRESET.")
 @click.option("--config", "file", metavar="FILE.toml", help="Settings from a file; options and --set win over it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. distill.loss=regression. Repeats.")
@@ -97,6 +102,7 @@ def main(
     stages: str | None,
     export_teacher: bool,
     app: bool,
+    finetune_head: str | None,
     out: Path | None,
     file: str | None,
     settings: tuple[str, ...],
@@ -133,6 +139,8 @@ def main(
     plan.check(config)
     if app:
         android.check()
+    if finetune_head is not None:
+        head_study.check(finetune_head)
     # A teacher's name may hold a path and options.
     name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
     folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
@@ -150,6 +158,8 @@ def main(
                 run.execute(stage)
             if app:
                 android.build(run)
+            if finetune_head is not None:
+                head_study.after_run(run, finetune_head)
 
 
 if __name__ == "__main__":
