@@ -1,16 +1,23 @@
 """What the students' tables compare, as settings of the distillation."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from students.heads import CLASS_LOSSES
 
 
 @dataclass(frozen=True)
 class Row:
-    """changes: of `distill`; both: distilled from the teacher and a second one, their features side by side."""
+    """changes: of `distill`; teachers: whom the student learns from, of `both` with their features side by side;
+    mirror: targets from a face and its mirror image; virtual: how many virtual faces are added; against: the row that
+    this one is compared with, where it is not the table's."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    both: bool = False
+    teachers: Literal["first", "second", "both"] = "first"
+    mirror: bool = False
+    virtual: int = 0
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,33 @@ class Table:
     baseline: str
     """The row that the others are compared with, pair by pair."""
 
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row that one is compared with; None for a baseline."""
+        name = row.against or self.baseline
+        return None if name == row.name else next(one for one in self.rows if one.name == name)
 
-_MODES = {"c": "labels alone", "s": "adapted target", "dc": "labels, own feature", "sc": "labels, adapted target"}
+
 OWN = {"mode": "dc", "class_weight": 0.0}
 """The teacher's own feature and no label: the embedding minus the set's mean."""
+VIRTUAL = 20_000
+
+
+def _of_loss(loss: str) -> tuple[Row, ...]:
+    """Table IV's students: dc and sc from one teacher, sc from the other and from both; and c, without one. Labels and
+    targets weigh the same, as in eq. 4."""
+    how = {"class_loss": loss, "class_weight": 1.0}
+    kinds: tuple[tuple[str, str, Literal["first", "second", "both"]], ...] = (
+        ("dc", "dc", "first"),
+        ("sc", "sc", "first"),
+        ("sc, second teacher", "sc", "second"),
+        ("sc, two teachers", "sc", "both"),
+        ("c", "c", "first"),
+    )
+    return tuple(
+        Row(f"{loss}, {kind}", how | {"mode": mode}, teachers, against=f"softmax, {kind}")
+        for kind, mode, teachers in kinds
+    )
+
 
 TABLES = {
     "modes": Table(
@@ -31,13 +61,22 @@ TABLES = {
         (
             Row("c", {"mode": "c"}),
             *(
-                Row(f"{mode}, {loss}{', two teachers' if both else ''}", {"mode": mode, "loss": loss}, both)
+                Row(
+                    f"{mode}, {loss}{', two teachers' if both else ''}",
+                    {"mode": mode, "loss": loss},
+                    "both" if both else "first",
+                )
                 for both in (False, True)
                 for loss in ("relational", "regression")
                 for mode in ("s", "dc", "sc")
             ),
         ),
         "sc, relational",
+    ),
+    "losses": Table(
+        "Classification losses (bridge distillation, Table IV, and SphereFace without the plus)",
+        tuple(row for loss in CLASS_LOSSES for row in _of_loss(loss)),
+        "softmax in the same mode, from the same teachers",
     ),
     "recipe": Table(
         "One change at a time",
@@ -51,7 +90,9 @@ TABLES = {
             *(Row(f"temperature {t}", OWN | {"temperature": float(t)}) for t in (6, 8, 14)),
             Row("weights averaged", OWN | {"average": 0.999}),
             Row("mixed 16 and 32 px", OWN | {"sizes": (16, 32)}),
-            Row("two teachers", OWN, both=True),
+            Row("mirrored targets", OWN, mirror=True),
+            Row("virtual faces", OWN, virtual=VIRTUAL),
+            Row("two teachers", OWN, "both"),
         ),
         "own feature alone",
     ),

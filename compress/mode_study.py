@@ -13,24 +13,27 @@ from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import own_features, prepare, start_student
 from compress.mode_rows import TABLES, Row, Table
-from compress.run import cores, threads
+from compress.part_scores import (
+    METRICS,
+    Part,
+    cell,
+    gap_cell,
+    mean_values,
+    open_parts,
+    summary,
+    table,
+    teacher_features,
+)
+from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli
-from faces.dataset import Faces, concatenate
+from faces.dataset import Faces, concatenate, virtual_faces
 from faces.errors import UserError
 from faces.files import fingerprint, whole, write_json, write_text
 from faces.sources import open_faces
-from faces.verification import Pairs, bootstrap_interval, correct_by_fold, read_pairs, similarity
+from faces.verification import similarity
 from students.train import train_student
-from teachers.registry import create_teacher
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    name: str
-    faces: Faces
-    pairs: Pairs
 
 
 @click.command()
@@ -64,23 +67,19 @@ def modes(
     if unknown := set(names) - known:
         raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
     train = concatenate([open_faces(spec) for spec in specs])
-    parts = []
-    for spec, file in vals:
-        faces = open_faces(spec)
-        parts.append(Part(Path(spec).name.split(".")[0], faces, read_pairs(Path(file), faces.keys)))
-    study = _Study(config, second, train, parts, folder)
-    for name, table in chosen.items():
+    study = _Study(config, second, train, open_parts(vals), folder)
+    for name, one in chosen.items():
         for seed in () if read_only else seeds:
-            for row in table.rows:
-                if (not names or row.name in names) and (second or not row.both):
+            for row in one.rows:
+                if (not names or row.name in names) and (second or row.teachers == "first"):
                     click.echo(f"{name}: {row.name}, seed {seed}", err=True)
                     study.run(row, seed)
-        rows = [study.entry(table, row) for row in table.rows]
-        told = {"title": table.title, "baseline": table.baseline, "student": student, "teacher": teacher,
+        rows = [study.entry(one, row) for row in one.rows]
+        told = {"title": one.title, "baseline": one.baseline, "student": student, "teacher": teacher,
                 "second": second and second.rpartition("/")[2], "samples": config.distill.samples,
                 "data": [Path(spec).name for spec in specs], "rows": rows}  # fmt: skip
         write_json(out / f"{student}-{name}.json", told)
-        text = _markdown(told, [part.name for part in parts])
+        text = _markdown(told, [part.name for part in study.parts])
         write_text(out / f"{student}-{name}.md", text)
         Console().print(Markdown(text))
 
@@ -89,109 +88,114 @@ class _Study:
     def __init__(self, config: Config, second: str | None, train: Faces, parts: list[Part], folder: Path) -> None:
         self.config, self.second, self.train, self.parts, self.folder = config, second, train, parts, folder
 
-    def _teacher(self, row: Row) -> str:
-        return f"{self.config.teacher.name}+{self.second}" if row.both else self.config.teacher.name
+    def _teacher(self, row: Row) -> str | None:
+        """None where the row needs a second teacher and none was named."""
+        first = self.config.teacher.name
+        both = self.second and f"{first}+{self.second}"
+        return {"first": first, "second": self.second, "both": both}[row.teachers]
 
     def _path(self, row: Row, seed: int) -> Path:
-        how = dataclasses.asdict(dataclasses.replace(self.config.distill, **row.changes))
         made = [
             self._teacher(row),
+            row.mirror,
+            row.virtual,
             dataclasses.asdict(self.config.adapt),
-            how,
+            dataclasses.asdict(dataclasses.replace(self.config.distill, **row.changes)),
             seed,
             self.train.keys,
-            [p.name for p in self.parts],
+            [(part.name, part.faces.keys, *(x.tolist() for x in (part.pairs.a, part.pairs.b))) for part in self.parts],
         ]
         return self.folder / "rows" / f"{row.name.replace(' ', '-').replace(',', '')}-{seed}-{fingerprint(made)}.npz"
 
     def run(self, row: Row, seed: int) -> None:
-        """Distil and measure unless that was done: which pairs were right, by part and protocol."""
-        path = self._path(row, seed)
-        if path.is_file():
+        """Distil and measure unless that was done; keeps the scores of the pairs (P,) by PART/PROTOCOL."""
+        path, teacher = self._path(row, seed), self._teacher(row)
+        if path.is_file() or teacher is None:
             return
         how = dataclasses.replace(self.config.distill, **row.changes)
-        features = self._features(self._teacher(row), self.train)
-        gallery = {part.name: self._features(self._teacher(row), part.faces) for part in self.parts}
+        train, features, gallery = self._faces(row), np.empty((0, 0), np.float32), {}
+        if how.mode != "c":
+            features = self._features(row, teacher)
+            gallery = {part.name: teacher_features(teacher, part.faces, self.folder) for part in self.parts}
         with threads(1):
             targets, shared = None, {}
             if how.mode == "dc":
                 targets, mean = own_features(features), features.mean(0)
                 shared = {name: values - mean for name, values in gallery.items()}
             elif how.mode != "c":
-                adapter, _ = fit_adapter(features, self.train.identities, self.config.adapt, seed)
+                adapter, _ = fit_adapter(features, train.identities, self.config.adapt, seed)
                 targets = adapter.targets(features)
                 shared = {name: adapter.targets(values) for name, values in gallery.items()}
             student = start_student(how, seed)
-            examples = prepare(self.train, targets, how, student.input_px, seed, self.folder)
+            examples = prepare(train, targets, how, student.input_px, seed, self.folder)
             train_student(student, examples, how, seed, self.config.device)
             px = student.input_px
-            right: dict[str, np.ndarray] = {}
+            scores: dict[str, np.ndarray] = {}
             for part in self.parts:
                 a, b = part.pairs.a, part.pairs.b
                 low = reference_embeddings(student, student_crops(part.faces, px, px))
-                scores = {f"same@{px}": similarity(low[a], low[b], "cosine")}
+                scores[f"{part.name}/same@{px}"] = similarity(low[a], low[b], "cosine")
                 # A student of other width than its target has no common space with it.
                 if part.name in shared and shared[part.name].shape[1] == low.shape[1]:
-                    scores[f"cross@{px}"] = similarity(shared[part.name][a], low[b], "cosine")
-                right |= {f"{part.name}/{name}": correct_by_fold(one, part.pairs) for name, one in scores.items()}
+                    scores[f"{part.name}/cross@{px}"] = similarity(shared[part.name][a], low[b], "cosine")
         with whole(path) as temporary:
-            np.savez(temporary.open("wb"), **right)  # type: ignore[arg-type]
+            np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
 
-    def _features(self, teacher: str, faces: Faces) -> np.ndarray:
-        """Of the faces at full size, (N, D), each teacher once a set of faces."""
-        cache = self.folder / f"features-{fingerprint([teacher, faces.keys])}.npy"
-        if not cache.is_file():
-            with threads(cores()), whole(cache) as temporary:
-                np.save(temporary.open("wb"), create_teacher(teacher).embed_faces(faces))
-        return np.load(cache, allow_pickle=False)
+    def _faces(self, row: Row) -> Faces:
+        """The faces that a row's student learns from."""
+        return concatenate([self.train, self._virtual(row.virtual)]) if row.virtual else self.train
 
-    def _right(self, row: Row) -> tuple[list[int], dict[str, np.ndarray]]:
-        """The seeds that were trained, and the share of them that gets each pair right."""
-        seeds = [seed for seed in range(20) if self._path(row, seed).is_file()]
-        held = [dict(np.load(self._path(row, seed))) for seed in seeds]
-        return seeds, {name: np.mean([one[name] for one in held], axis=0) for name in held[0]} if held else {}
+    def _features(self, row: Row, teacher: str) -> np.ndarray:
+        """The teacher's features of them, (N, D) float32: the virtual faces' are kept beside the real ones'."""
+        sets = [self.train, self._virtual(row.virtual)] if row.virtual else [self.train]
+        return np.concatenate([teacher_features(teacher, faces, self.folder, row.mirror) for faces in sets])
+
+    def _virtual(self, count: int) -> Faces:
+        """Made once, as the pipeline's data stage makes them, and the same for every row and seed."""
+        file = self.folder / f"virtual-{count}-{fingerprint(self.train.keys)}.npz"
+        if not file.is_file():
+            made = virtual_faces(self.train, count, seed=0)
+            # What a face's features are kept by: those of another set's virtual faces are others.
+            dataclasses.replace(made, keys=tuple(f"{file.stem}/{key}" for key in made.keys)).save(file)
+        return Faces.load(file)
+
+    def _values(self, row: Row) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
+        """The seeds that were trained, and by PART/PROTOCOL and metric the mean over them of each pair's value."""
+        paths = {seed: self._path(row, seed) for seed in range(20) if self._teacher(row)}
+        held = {seed: dict(np.load(path, allow_pickle=False)) for seed, path in paths.items() if path.is_file()}
+        pairs = {part.name: part.pairs for part in self.parts}
+        return list(held), {
+            name: mean_values([one[name] for one in held.values()], pairs[name.partition("/")[0]])
+            for name in next(iter(held.values()), {})
+        }
 
     def entry(self, table: Table, row: Row) -> dict[str, Any]:
-        seeds, mine = self._right(row)
-        baseline = self._right(next(one for one in table.rows if one.name == table.baseline))[1]
-        found: dict[str, Any] = {"row": row.name, "seeds": seeds, "parts": {}}
-        for part in self.parts:
-            told = found["parts"][part.name] = {}
-            for name, values in mine.items():
-                if name.startswith(f"{part.name}/"):
-                    one = told[name.rpartition("/")[2]] = _interval(values, part)
-                    if name in baseline and row.name != table.baseline:
-                        one["against_baseline"] = _interval(values - baseline[name], part)
-        return found
-
-
-def _interval(values: np.ndarray, part: Part) -> dict[str, Any]:
-    bounds = bootstrap_interval(values, part.pairs, part.faces.identities)
-    return {"points": 100 * float(values.mean()), "ci95": [100 * bound for bound in bounds]}
+        seeds, mine = self._values(row)
+        other = table.baseline_of(row)
+        baseline = self._values(other)[1] if other else {}
+        parts: dict[str, Any] = {part.name: {} for part in self.parts}
+        named = {part.name: part for part in self.parts}
+        for name, values in mine.items():
+            part, _, protocol = name.partition("/")
+            parts[part][protocol] = summary(values, baseline.get(name), named[part])
+        return {"row": row.name, "seeds": seeds, "parts": parts}
 
 
 def _markdown(told: dict[str, Any], parts: list[str]) -> str:
     teachers = f"{told['teacher']}{' and ' + told['second'] if told['second'] else ''}"
     lines = [f"### {told['title']}", "",
-             f"{told['student']} from {teachers}, {told['samples']:,} degraded faces seen by each student; accuracy in "
-             f"%, 95% intervals, differences from `{told['baseline']}` pair by pair, mean over the seeds."]  # fmt: skip
+             f"{told['student']} from {teachers}, {told['samples']:,} degraded faces seen by each student; %, 95% "
+             f"intervals, differences from `{told['baseline']}` pair by pair, mean over the seeds."]  # fmt: skip
     for part in parts:
         protocols = list(dict.fromkeys(name for row in told["rows"] for name in row["parts"][part]))
-        heads = ["row", "seeds", *(f"{name}{more}" for name in protocols for more in ("", ", points from baseline"))]
-        lines += ["", f"`{part}`:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        columns = [(protocol, metric) for protocol in protocols for metric in METRICS]
+        heads = [text for protocol, metric in columns for text in (f"{protocol}{METRICS[metric]}", "from baseline")]
+        body = []
         for row in told["rows"]:
-            cells = [row["row"], str(len(row["seeds"]))]
-            for name in protocols:
-                one = row["parts"][part].get(name)
-                cells += ["-" if row["seeds"] else "not run", "-"] if one is None else _cells(one)
-            lines.append("| " + " | ".join(cells) + " |")
+            found = [row["parts"][part].get(protocol, {}).get(metric) for protocol, metric in columns]
+            cells = [text for one in found for text in (cell(one), gap_cell(one))]
+            if not row["seeds"]:
+                cells[:1] = ["not run"]
+            body.append([row["row"], str(len(row["seeds"])), *cells])
+        lines += ["", f"`{part}`:", "", *table(["row", "seeds", *heads], body)]
     return "\n".join(lines) + "\n"
-
-
-def _cells(one: dict[str, Any]) -> list[str]:
-    gap = one.get("against_baseline")
-    low, high = one["ci95"]
-    return [
-        f"{one['points']:.2f} [{low:.1f}, {high:.1f}]",
-        "-" if gap is None else f"{gap['points']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]",
-    ]

@@ -153,7 +153,7 @@ def _seconds_a_step(config: Config) -> float:
     targets = rng.standard_normal((how.batch, EMBEDDING_DIM)).astype(np.float32)
     examples = Examples(crops, how.margin, targets, np.arange(how.batch))
     began = []
-    recipe = Recipe(samples=_STEPS * how.batch, batch=how.batch, loss=how.loss)
+    recipe = Recipe(samples=_STEPS * how.batch, batch=how.batch, loss=how.loss, class_loss=how.class_loss)
     train_student(student, examples, recipe, 0, config.device, progress=lambda _: began.append(time.perf_counter()))
     # The first steps warm up.
     return (began[-1] - began[2]) / (len(began) - 3)
