@@ -50,6 +50,15 @@ def test_openvino_computes_what_onnxruntime_does(tiny_files, some_faces, name):
     assert ours.runtime.startswith("openvino 20")
 
 
+def test_a_runtime_that_computes_something_else_is_refused(tiny_files, some_faces, monkeypatch):
+    pytest.importorskip("openvino")
+    ours = cpu_runtimes.open_runner(tiny_files["fp32"], "openvino", 1)
+    noise, wanted = ours._expected
+    monkeypatch.setattr(ours, "_expected", (noise, -wanted), raising=False)
+    with pytest.raises(UserError, match="something else than onnxruntime"):
+        ours.run(ours.prepare(some_faces))
+
+
 def test_a_missing_runtime_is_a_row_with_its_reason(tiny_files, monkeypatch):
     monkeypatch.setattr(cpu_runtimes, "installed", lambda name: name == "onnxruntime")
     monkeypatch.setattr(matrix, "installed", lambda name: name == "onnxruntime")
