@@ -81,7 +81,11 @@ def modes(
         write_json(out / f"{student}-{name}.json", told)
         text = _markdown(told, [part.name for part in study.parts])
         write_text(out / f"{student}-{name}.md", text)
-        Console().print(Markdown(text))
+        console = Console()
+        if not console.is_terminal:
+            # A pipe has no width; 80 columns would cut the words.
+            console = Console(width=200)
+        console.print(Markdown(text))
 
 
 class _Study:
@@ -184,17 +188,20 @@ class _Study:
 def _markdown(told: dict[str, Any], parts: list[str]) -> str:
     teachers = f"{told['teacher']}{' and ' + told['second'] if told['second'] else ''}"
     lines = [f"### {told['title']}", "",
-             f"{told['student']} from {teachers}, {told['samples']:,} degraded faces seen by each student; %, 95% "
-             f"intervals, differences from `{told['baseline']}` pair by pair, mean over the seeds."]  # fmt: skip
+             f"{told['student']} from {teachers}, {told['samples']:,} degraded faces seen by each student; "
+             f"%, 95% intervals, differences from `{told['baseline']}` pair by pair, mean over the seeds."]  # fmt: skip
     for part in parts:
         protocols = list(dict.fromkeys(name for row in told["rows"] for name in row["parts"][part]))
-        columns = [(protocol, metric) for protocol in protocols for metric in METRICS]
-        heads = [text for protocol, metric in columns for text in (f"{protocol}{METRICS[metric]}", "from baseline")]
+        heads = [text for protocol in protocols for text in (protocol, "from baseline", METRICS["tpr"].strip(", "))]
         body = []
         for row in told["rows"]:
-            found = [row["parts"][part].get(protocol, {}).get(metric) for protocol, metric in columns]
-            cells = [text for one in found for text in (cell(one), gap_cell(one))]
-            if not row["seeds"]:
+            found = [row["parts"][part].get(protocol, {}) for protocol in protocols]
+            cells = [
+                text
+                for one in found
+                for text in (cell(one.get("accuracy")), gap_cell(one.get("accuracy")), cell(one.get("tpr")))
+            ]
+            if cells and not row["seeds"]:
                 cells[:1] = ["not run"]
             body.append([row["row"], str(len(row["seeds"])), *cells])
         lines += ["", f"`{part}`:", "", *table(["row", "seeds", *heads], body)]

@@ -64,7 +64,7 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     text = (tmp_path / "tiny16-modes.md").read_text()
     assert "| s, relational | 0 | not run |" in text
     assert "640 degraded faces" in text
-    assert "| same@16 | from baseline | same@16, TPR at FPR 10% | from baseline |" in text
+    assert "| row | seeds | same@16 | from baseline | TPR at FPR 10% | cross@16 |" in text
 
     # From the scores that were kept: a tenth of the impostors is accepted.
     (file,) = (tmp_path / "kept/rows").glob("c-0-*.npz")
