@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import lite_operators
 from benchmarks.cpu_runtimes import OpenVino, Runner, installed, open_runner
 from benchmarks.latency import full_row
 from benchmarks.machine import describe, pinned, sentence
@@ -68,7 +69,10 @@ def aliases(file: Path) -> dict[str, str]:
 
 def by_operator(file: Path, runtime: str, batch: int, threads: int = 1) -> list[Row]:
     """Rows (operator, kind, microseconds a call, share of the time), slowest first; `macs` of one face where the
-    runtime kept the ONNX node's name. The profiler's own cost is in all of them."""
+    runtime kept the ONNX node's name. The profiler's own cost is in all of them. runtime: `openvino`, `onnxruntime`,
+    or `litert` for TFLite files."""
+    if runtime == "litert":
+        return lite_operators.by_operator(file, batch, threads)
     calls: dict[tuple[str, str], list[float]] = defaultdict(list)
     if runtime == "openvino":
         runner = OpenVino(file, threads)
@@ -79,12 +83,10 @@ def by_operator(file: Path, runtime: str, batch: int, threads: int = 1) -> list[
         for _ in range(_CALLS):
             for name, kind, micros in runner.profile(faces):
                 calls[name, kind].append(micros)
-    elif runtime == "onnxruntime":
+    else:
         for event in _onnxruntime_events(file, batch, threads):
             name = event["name"].removesuffix("_kernel_time")
             calls[name, event["args"]["op_name"]].append(event["dur"])
-    else:
-        raise UserError("operators are timed in onnxruntime and openvino: LiteRT's Python interpreter has no profiler")
     # The median, as one call that lost its core would stand for all.
     totals = {name: float(np.median(found)) for name, found in calls.items()}
     whole, macs, names = sum(totals.values()), conv_macs(file), aliases(file)
@@ -131,7 +133,7 @@ def bound(rows: list[Row], batch: int, peak_gops: float) -> dict[str, Any]:
     products = [row for row in rows if row["macs"]]
     micros, rest = sum(row["micros"] for row in products), sum(row["micros"] for row in rows if not row["macs"])
     gops = sum(row["macs"] for row in products) * 2 * batch / max(micros, 1e-9) / 1e3
-    slow = [row for row in products if row["macs"] * 2 * batch / row["micros"] / 1e3 < 0.5 * gops]
+    slow = [row for row in products if row["macs"] * 2 * batch / 1e3 < 0.5 * gops * row["micros"]]
     lost = sum(row["micros"] - row["macs"] * 2 * batch / gops / 1e3 for row in slow)
     return {
         "products_share": micros / (micros + rest),
@@ -147,7 +149,11 @@ def bound(rows: list[Row], batch: int, peak_gops: float) -> dict[str, Any]:
 
 
 def variants(file: Path, batch: int, batches: tuple[int, ...]) -> list[tuple[str, Runner, int]]:
-    """(what is tried, runner, batch): as it is, without graph fusion, blocks of the batch, bf16 where there is one."""
+    """(what is tried, runner, batch): as it is, without graph fusion or XNNPACK's kernels, blocks of the batch, bf16
+    where there is one."""
+    if file.suffix == ".tflite":
+        blocks = [("litert", open_runner(file, "litert", 1), size) for size in dict.fromkeys((batch, *batches))]
+        return [*blocks, ("litert, no XNNPACK", WithoutXnnpack(file), batch)]
     found: list[tuple[str, Runner, int]] = [("onnxruntime", open_runner(file, "onnxruntime", 1), batch)]
     found.append(("onnxruntime, no fusion", Unfused(file), batch))
     if installed("openvino") and sidecars.read(file).consumer != "tensorrt":
@@ -178,9 +184,35 @@ class Unfused:
         return self._session.run([self.sidecar.output], {self.sidecar.input.name: batch})[0]
 
 
+class WithoutXnnpack:
+    """A TFLite file in LiteRT's own kernels: what XNNPACK's layout and blocking are worth."""
+
+    def __init__(self, file: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        usual = open_runner(file, "litert", 1)
+        self.path, self.sidecar, self.threads, self.prepare = file, usual.sidecar, 1, usual.prepare
+        self.runtime = usual.runtime
+        resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = Interpreter(str(file), num_threads=1, experimental_op_resolver_type=resolver)
+        self._input, self._output = (
+            found[0]["index"]
+            for found in (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        )
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._interpreter.get_input_details()[0]["shape"][0] != len(batch):
+            self._interpreter.resize_tensor_input(self._input, batch.shape)
+            self._interpreter.allocate_tensors()
+        self._interpreter.set_tensor(self._input, batch)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="openvino", show_default=True)
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="openvino", show_default=True,
+              help="Of ONNX files; LiteRT times TFLite files.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--try-batch", "batches", type=click.IntRange(1), multiple=True, default=(8, 32, 64, 1024),
               show_default=True, help="Other block sizes to try.")  # fmt: skip
@@ -191,15 +223,16 @@ def main(
     files: tuple[Path, ...], runtime: str, batch: int, batches: tuple[int, ...], json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:  # fmt: skip
-    """Time by operator of ONNX FILES on one core, what bounds it, and what raises it: fusion, blocks of the batch,
-    bfloat16, another runtime."""
+    """Time by operator of ONNX and TFLite FILES on one core, what bounds it, and what raises it: fusion, kernels,
+    blocks of the batch, bfloat16, another runtime."""
     machine, found = describe(), []
     for file in files:
-        if file.suffix != ".onnx":
-            raise UserError(f"{file}: operators are timed in ONNX files")
+        if file.suffix not in (".onnx", ".tflite"):
+            raise UserError(f"{file}: operators are timed in ONNX and TFLite files")
+        used = "litert" if file.suffix == ".tflite" else runtime
         with pinned(1) as cores:
-            rows = by_operator(file, runtime, batch)
-            runner = open_runner(file, runtime, 1)
+            rows = by_operator(file, used, batch)
+            runner = open_runner(file, used, 1)
             peak = peak_of(arithmetic_of(runner), 1)
             tried = [full_row(one, size, cores) | {"tried": name} for name, one, size in variants(file, batch, batches)]
         found.append({"artifact": file.name, "runtime": runner.runtime, "batch": batch, "peak_gops": peak,
@@ -214,7 +247,7 @@ def _page(whole: dict[str, Any]) -> str:
     for one in whole["profile"]:
         lines = ["| operator | kernel | microseconds | of the time | of peak |", "|---|---|--:|--:|--:|"]
         for row in one["operators"][:14]:
-            gops = row["macs"] and row["macs"] * 2 * one["batch"] / row["micros"] / 1e3
+            gops = row["macs"] and row["micros"] and row["macs"] * 2 * one["batch"] / row["micros"] / 1e3
             of_peak = f"{gops / one['peak_gops']:.0%}" if gops else "-"
             lines.append(
                 f"| {row['operator']} | {row['kind']} | {row['micros']:,.0f} | {row['share']:.1%} | {of_peak} |"

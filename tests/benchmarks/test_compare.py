@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import export
 from benchmarks import __main__ as overview
 from benchmarks import compare, operators
 
@@ -89,7 +91,26 @@ def test_what_bounds_it_by_hand():
     assert "stem run below half" in found["text"]
 
 
-def test_a_profile_of_no_onnx_file_is_refused(tiny_files):
-    done = CliRunner().invoke(operators.main, [str(tiny_files["tflite"])])
+@pytest.mark.parametrize("name", ["tflite", "tflite-int8"])
+def test_operators_of_a_tflite_file(tiny_files, name):
+    pytest.importorskip("ai_edge_litert")
+    rows = operators.by_operator(tiny_files[name], "litert", 4)
+    assert sum(row["macs"] or 0 for row in rows) == 1_470_464
+    assert sum(row["kind"] == "CONV_2D" for row in rows) == 10
+    assert sum(row["kind"] == "MAX_POOL_2D" for row in rows) == 3
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows[0]["micros"] > 0
+    assert 0 < operators.bound(rows, 4, 110.0)["products_share"] <= 1
+
+
+def test_without_xnnpack_the_features_are_the_same(tiny_files, some_faces):
+    plain = operators.WithoutXnnpack(tiny_files["tflite"])
+    for count in (5, 2):
+        wanted = export.load(tiny_files["tflite"]).embed(some_faces[:count])
+        assert np.allclose(plain.run(plain.prepare(some_faces[:count])), wanted, atol=1e-4)
+
+
+def test_a_profile_of_another_file_is_refused(tmp_path):
+    done = CliRunner().invoke(operators.main, [str(tmp_path / "student.engine")])
     assert done.exit_code == 2
-    assert "operators are timed in ONNX files" in done.stderr
+    assert "operators are timed in ONNX and TFLite files" in done.stderr
