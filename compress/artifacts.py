@@ -1,5 +1,6 @@
 """Stage export: the student as files of other runtimes, and the teacher where asked, each proved on real faces."""
 
+from pathlib import Path
 from typing import Any
 
 from compress import teach
@@ -80,7 +81,8 @@ def _kit(run: Run) -> Kit:
         train_faces=data["split"]["train_faces"],
         test=TEST,
         test_name=data["test_name"],
-        pairs=config.data.pairs,
+        # Absolute, as `python -m export RUN` may be called from anywhere.
+        pairs=config.data.pairs and str(Path(config.data.pairs).resolve()),
         seed=config.seed,
         margin=config.distill.margin,
         degradation=vars(config.distill.degradation),
