@@ -7,7 +7,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Row:
     """One training: a method and what differs from its settings. seeds: how many it is run with; same: measured at
-    the same resolution too."""
+    the same resolution too; precision: of the training (`teachers.fabric.PRECISIONS`)."""
 
     name: str
     method: str
@@ -16,6 +16,7 @@ class Row:
     weights: str | None = None
     seeds: int = 1
     same: bool = False
+    precision: str = "32"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ TABLES: dict[str, Table] = {
             Row("hhh", "octuplet", OCTUPLET | {"terms": ("hhh",)}, seeds=3),
             Row("octuplet + anchor", "octuplet", OCTUPLET | {"steps": 380, "lr": 1e-4, "anchor": 2.0}),
             Row("octuplet, anchor, 3 copies (ours)", "octuplet", OURS, seeds=3, same=True),
+            Row(
+                "ours, three times as long in bfloat16",
+                "octuplet",
+                OURS | {"steps": 1800, "average": 0.995},
+                same=True,
+                precision="bf16",
+            ),
             Row("half", "full", ADAPT | {"low_share": 0.5, "low_px": (7.0, 28.0), "head": "arcface"}),
         ),
     ),

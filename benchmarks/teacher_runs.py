@@ -75,6 +75,8 @@ class Bench:
         """Names a row by what it is made of: settings, seed and the names of the data, wherever these lie."""
         data = [Path(one).name for spec in (self.specs, *self.vals) for one in spec]
         made = [row.teacher, row.weights, self.settings(row), seed if row.method != "none" else 0, row.same, data]
+        if row.precision != "32":
+            made.append(row.precision)
         word = "".join(c if c.isalnum() else "-" for c in row.name)
         return f"{word}-{seed}-{fingerprint(made)}"
 
@@ -106,7 +108,7 @@ class Bench:
         teacher = create_single(row.teacher, row.weights, seed=seed)
         began, facts = time.process_time(), dict[str, Any]()
         if row.method != "none":
-            fabric = create_fabric(folder=folder)
+            fabric = create_fabric(precision=row.precision, folder=folder)
             curve = finetune_teacher(
                 teacher, self.train, how, seed, folder, fabric, base=row.weights, progress=progress,
                 first_gradient=lambda gradient: facts.update(first_gradient=histogram(gradient)),
@@ -125,7 +127,7 @@ class Bench:
             facts["norm_resolution_spearman"] = round(norm_correlation(teacher, self.parts[-1].faces), 4)
         found = {
             "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
-            "settings": settings, "metric": teacher.metric, "torch": torch.__version__,
+            "settings": settings, "precision": row.precision, "metric": teacher.metric, "torch": torch.__version__,
             "cpu_seconds": round(time.process_time() - began, 1), **facts,
             "measured": {name: self._measured(name, values) for name, values in scores.items()},
         }  # fmt: skip

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from benchmarks import accuracy
 from benchmarks.teacher_rows import TABLES, Row, Table
@@ -104,6 +105,16 @@ def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_t
     (tmp_path / "work").rename(tmp_path / "elsewhere")
     invoke(data, tmp_path, "--table", "octuplet")
     assert (tmp_path / "results/octuplet.json").read_bytes() == before
+
+
+def test_the_precision_of_a_row(data, detector, tmp_path, monkeypatch):
+    rows = (Row("full", "octuplet", TINY), Row("half", "octuplet", TINY, precision="bf16"))
+    monkeypatch.setitem(TABLES, "octuplet", Table("Title", "About", rows, "full"))
+    invoke(data, tmp_path, "--table", "octuplet")
+    trained = [next((tmp_path / "work").glob(f"{row.name}-0-*/teacher.safetensors")) for row in rows]
+    full, half = (load_file(file) for file in trained)
+    apart = max(float((full[name] - half[name]).abs().max()) for name in full)
+    assert 0 < apart < 0.01
 
 
 def test_the_bits_of_a_row_are_its_accuracy(data, detector, small_table, tmp_path):
