@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 
 from benchmarks.cpu_runtimes import Runner
@@ -43,7 +44,7 @@ def with_preprocessing(
     windows: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """The row with pre-processing inside: `BYTES` or `CROP`."""
+    """The row with pre-processing inside: `BYTES` or `CROP`, which runs on the threads that the artifact has."""
     if what == BYTES:
         faces = random_faces(artifact, batch)
 
@@ -59,7 +60,12 @@ def with_preprocessing(
         def call() -> object:
             return artifact.run(artifact.prepare(model_crops(photos, landmarks, contract)))
 
-    return _row(artifact, call, batch, what, cores, windows, clock)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(artifact.threads)
+    try:
+        return _row(artifact, call, batch, what, cores, windows, clock)
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _row(

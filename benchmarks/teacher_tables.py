@@ -10,6 +10,7 @@ from benchmarks.teacher_runs import Bench, Part, right_pairs
 from faces.verification import bootstrap_interval
 from teachers.evaluate import CROSS_PX, protocol_name
 
+SEEING = 0.5
 CROSS = [protocol_name(px) for px in CROSS_PX]
 
 
@@ -46,6 +47,8 @@ def _entry(
         return entry | {"settings": bench.settings(row)}
     entry |= {key: runs[0][key] for key in ("settings", "metric", "trained_share", "alpha") if key in runs[0]}
     entry["cpu_seconds"] = [one["cpu_seconds"] for one in runs]
+    if "norm_resolution_spearman" in runs[0]:
+        entry["norm_resolution_spearman"] = float(np.mean([one["norm_resolution_spearman"] for one in runs]))
     entry["parts"] = {}
     for part in bench.parts:
         mine = {name.partition("/")[2]: v for name, v in right[row.name].items() if name.startswith(part.name + "/")}
@@ -99,7 +102,24 @@ def markdown(summary: dict[str, Any], parts: list[str]) -> str:
                 cells = [f"{told[name]['accuracy']:.1f}" for name in names]
                 lines.append(f"| {entry['row']} | {part} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += _gate([entry for entry in summary["rows"] if "norm_resolution_spearman" in entry])
     return "\n".join(lines)
+
+
+def _gate(entries: list[dict[str, Any]]) -> list[str]:
+    """Whether the feature's norm, which QGFace takes for quality, follows the resolution."""
+    if not entries:
+        return []
+    lines = [
+        f"Rank correlation (Spearman) of the feature's norm with the face's resolution; below {SEEING} QGFace's gate "
+        "is blind, below 0 it turns good faces away and lets bad ones in:",
+        "", "| row | correlation | the gate |", "|---|---|---|",
+    ]  # fmt: skip
+    for entry in entries:
+        value = entry["norm_resolution_spearman"]
+        says = "sees" if value >= SEEING else "is blind" if value >= 0 else "is the wrong way round"
+        lines.append(f"| {entry['row']} | {value:+.2f} | {says} |")
+    return [*lines, ""]
 
 
 def _told(entry: dict[str, Any], part: str) -> dict[str, Any]:

@@ -47,16 +47,27 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Least-squares similarity (rotation, uniform scale, shift) from (5, 2) points to (5, 2) points: (2, 3).
 
     Points that are NaN in either are left out; at least two must remain (ValueError). Source: Umeyama 1991,
-    restricted to two dimensions, where a similarity is linear in (a, b, tx, ty).
+    restricted to two dimensions, where both parts of the rotation are ratios of sums.
     """
-    known = np.isfinite(source).all(1) & np.isfinite(target).all(1)
-    if known.sum() < 2:
+    return _similarities(source[None], target)[0]
+
+
+def _similarities(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """`similarity` of each of (N, 5, 2) to one target (5, 2): (N, 2, 3)."""
+    known = (np.isfinite(source) & np.isfinite(target)).all(2, keepdims=True)
+    count = known.sum(1)
+    if (count < 2).any():
         raise ValueError("a similarity transform needs at least two known points")
-    (x, y), goal = source[known].T.astype(np.float64), target[known].astype(np.float64)
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
-    a, b, tx, ty = np.linalg.lstsq(rows, np.concatenate([goal[:, 0], goal[:, 1]]), rcond=None)[0]
-    return np.array([[a, -b, tx], [b, a, ty]])
+    start, goal = (np.where(known, points, 0).astype(np.float64) for points in (source, target))
+    centre, middle = start.sum(1) / count, goal.sum(1) / count
+    start, goal = (start - centre[:, None]) * known, (goal - middle[:, None]) * known
+    size = np.square(start).sum((1, 2))
+    # Points that lie on each other say nothing of rotation or scale.
+    size[size == 0] = np.inf
+    a = (start * goal).sum((1, 2)) / size
+    b = (start[..., 0] * goal[..., 1] - start[..., 1] * goal[..., 0]).sum(1) / size
+    turn = np.stack([a, -b, b, a], 1).reshape(-1, 2, 2)
+    return np.concatenate([turn, (middle - (turn @ centre[..., None])[..., 0])[..., None]], axis=2)
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
@@ -97,8 +108,8 @@ def crop(
     scale = size / (base * (1 + 2 * margin))
     target = (points + 0.5 + base * margin) * scale - 0.5
     crops = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for i, (image, points_seen) in enumerate(zip(images, landmarks, strict=True)):
-        crops[i] = warp(image, similarity(points_seen, target), size)
+    for i, (image, matrix) in enumerate(zip(images, _similarities(landmarks, target), strict=True)):
+        crops[i] = warp(image, matrix, size)
     return crops
 
 

@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 from benchmarks import accuracy
 from benchmarks.teacher_rows import TABLES, Row, Table
-from benchmarks.teacher_runs import right_pairs
+from benchmarks.teacher_runs import norm_correlation, right_pairs
+from benchmarks.teacher_tables import markdown
 from compress import study
 from faces.dataset import CROP_PX
 from faces.files import sha256
+from faces.sources import open_faces
 from teachers.settings import finetune_settings
 
 TINY = {"steps": 2, "batch": 8, "lr": 1e-5, "triplet_margin": 0.2}
@@ -123,6 +125,31 @@ def test_the_bits_of_a_row_are_its_accuracy(data, detector, small_table, tmp_pat
     measured = json.loads(file.read_text())["measured"]["val/cross@14"]
     pairs = sum(1 for _ in (data[1]).open()) - 1
     assert 100 * right_pairs(measured, pairs).mean() == pytest.approx(measured["accuracy"], abs=1e-3)
+
+
+def test_whether_the_gate_of_qgface_sees(data, detector):
+    class Teacher:
+        """The norm of its features is the resolution, or falls with it."""
+
+        input_px = 112
+
+        def __init__(self, power):
+            self.power = power
+
+        def embed_faces(self, faces, px=None):
+            return np.full((len(faces), 1), float(px or self.input_px)) ** self.power
+
+    faces = open_faces(str(data[0] / "val"), aligned=True)
+    values = [norm_correlation(Teacher(power), faces) for power in (1, -1)]
+    assert values == pytest.approx([1, -1])
+    entries = [
+        {"row": row, "seeds_run": 1, "norm_resolution_spearman": value}
+        for row, value in zip("abc", [*values, 0.3], strict=True)
+    ]
+    text = markdown({"title": "T", "about": "A", "baseline": None, "rows": entries}, ["val"])
+    assert "| a | +1.00 | sees |" in text
+    assert "| b | -1.00 | is the wrong way round |" in text
+    assert "| c | +0.30 | is blind |" in text
 
 
 def test_every_table_is_well_formed():

@@ -3,6 +3,7 @@ import json
 import logging
 import multiprocessing
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -117,17 +118,20 @@ def test_a_stage_that_raised_is_not_done(chain, folder):
 
 
 def test_a_stage_works_on_one_thread_and_leaves_the_number_as_it_was(chain, folder):
-    before, seen = torch.get_num_threads(), []
+    before, seen = (torch.get_num_threads(), cv2.getNumThreads()), []
     torch.set_num_threads(2)
+    cv2.setNumThreads(2)
     work = chain.work
-    chain.work = lambda name: seen.append(torch.get_num_threads()) or work(name)
+    chain.work = lambda name: seen.append((torch.get_num_threads(), cv2.getNumThreads())) or work(name)
     chain.broken = {"b"}
     try:
         with pytest.raises(RuntimeError):
             chain(folder)
-        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+        assert seen == [(1, 1), (1, 1)]
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def test_a_failed_rerun_leaves_no_later_stage_done(chain, folder):

@@ -80,6 +80,16 @@ def test_fewer_than_two_known_points_are_refused():
         similarity(points, TEMPLATES["arcface"][1])
 
 
+def test_a_batch_is_cropped_as_its_faces_alone():
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (4, 128, 128, 3), dtype=np.uint8)
+    landmarks = TEMPLATES["arcface"][1] + rng.normal(5, 3, (4, 5, 2)).astype(np.float32)
+    landmarks[1, 2] = landmarks[2, :3] = np.nan
+    together = crop(images, landmarks, "arcface", 48)
+    for i in range(4):
+        assert np.array_equal(together[i], crop(images[i : i + 1], landmarks[i : i + 1], "arcface", 48)[0])
+
+
 @pytest.mark.parametrize("scale", [0.06, 0.11, 0.3, 0.49, 0.51, 1.0, 2.5])
 def test_warp_puts_a_dot_where_the_matrix_says(scale):
     height, width = 611, 803
