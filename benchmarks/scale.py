@@ -61,6 +61,8 @@ def measure(student: str, count: int, seconds: float, batch: int, folder: Path) 
     faces = Faces(MixedFaces(source, count), points, nobody, (), keys)  # type: ignore[arg-type]
     before, times, ready = _resident(), [], []
     model = create_student(student)
+    # As in the pipeline: its threads make no crop faster, and take the training's cores.
+    cv2.setNumThreads(1)
     began = time.perf_counter()
     side = crop_side(model.input_px, MARGIN)
     store = CropStore(faces, side, MARGIN, epoch_order(count, 0, 0).numpy(), folder)
@@ -72,15 +74,18 @@ def measure(student: str, count: int, seconds: float, batch: int, folder: Path) 
     def tick(_: int) -> None:
         times.append(time.perf_counter() - began)
         ready.append(store.ready)
-        if times[-1] > seconds:
+        if times[-1] > seconds and len(times) > 2:
             raise Enough
 
     with contextlib.suppress(Enough):
         train_student(
             model, Examples(store, MARGIN, targets, None), Recipe(samples=10**9, batch=batch), 0, progress=tick
         )
-    later = [i for i, time_ in enumerate(times) if time_ > seconds / 2]
-    rate = batch * (len(later) - 1) / (times[-1] - times[later[0]])
+    cut = next((i for i, faces_ in enumerate(ready) if faces_ == count), None)
+    # The rate once all are cut, or in the second half where that leaves too little.
+    since = seconds / 2 if cut is None or times[cut] > 0.9 * seconds else times[cut]
+    start = min(next(i for i, time_ in enumerate(times) if time_ >= since), len(times) - 2)
+    rate = batch * (len(times) - 1 - start) / (times[-1] - times[start])
     full = PAPER_FACES * PAPER_VERSIONS
     return {
         "student": student,
@@ -91,13 +96,15 @@ def measure(student: str, count: int, seconds: float, batch: int, folder: Path) 
         "first_step_seconds": times[1],
         "cut_at_first_step": ready[1],
         "cut_at_end": ready[-1],
+        "all_cut_seconds": None if cut is None else times[cut],
         "faces_seen": batch * (len(times) - 1),
         "faces_per_second": rate,
+        "rate_from_seconds": times[start],
         "file_bytes": int(np.prod(store.shape)),
         "private_bytes": _resident() - before,
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "paper_faces": full,
-        "paper_hours": full / rate / 3600,
+        "paper_hours": (times[start] + (full - batch * start) / rate) / 3600,
     }
 
 
@@ -130,11 +137,13 @@ def scale(student: str, count: int, seconds: float, batch: int, folder: Path | N
     say = Console(highlight=False, soft_wrap=True).print
     say(
         f"{student}, {found['faces']:,} faces, {found['threads']} thread(s), batch {batch}: "
-        f"{found['faces_per_second']:,.0f} faces/s in the second half of {found['seconds']:.0f} s"
+        f"{found['faces_per_second']:,.0f} faces/s in the last {found['seconds'] - found['rate_from_seconds']:.0f} of "
+        f"{found['seconds']:.0f} s"
     )
+    all_cut, since = found["all_cut_seconds"], found["rate_from_seconds"]
     say(
         f"first step after {found['first_step_seconds']:.1f} s with {found['cut_at_first_step']:,} faces cut; "
-        f"{found['cut_at_end']:,} at the end"
+        + (f"{found['cut_at_end']:,} at the end" if all_cut is None else f"all after {all_cut:.0f} s")
     )
     say(
         f"memory: {found['private_bytes'] / 1e6:,.0f} MB of its own; file of crops {found['file_bytes'] / 1e9:.2f} GB; "
@@ -142,8 +151,8 @@ def scale(student: str, count: int, seconds: float, batch: int, folder: Path | N
     )
     say(
         f"the paper's {PAPER_FACES:,} faces x {PAPER_VERSIONS} versions = {found['paper_faces']:,} faces seen: "
-        f"{found['paper_faces']:,} / {found['faces_per_second']:,.0f} = {found['paper_hours']:.2f} h"
-        + (", and less: here faces were still being cut" if found["cut_at_end"] < count else "")
+        f"{since:.0f} s, then {found['faces_per_second']:,.0f} faces/s: {found['paper_hours']:.2f} h"
+        + (", and less: faces were still being cut" if all_cut is None else "")
     )
     if json_file:
         write_json(json_file, found)
