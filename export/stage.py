@@ -163,20 +163,30 @@ class _Export:
         if target.source is not None and not has_gpu():
             return candidate, self._not_run(pending, target), seconds
         verdict, thresholds = self._compared(candidate, pending, target)
-        if not verdict.passed and target.precision == "int8" and target.consumer == "cpu":
-            # Seven bits a weight are the fastest; eight without sign saturate nowhere either, and are finer.
-            pending = self._written(target, candidate, self.subject.model, trained=False, unsigned=True)
-            verdict, thresholds = self._compared(candidate, pending, target)
-        if not verdict.passed and target.precision == "int8" and self.subject.aware is not None:
-            # Rounding behind the training is not enough for this model: train it with the rounding in the loop.
-            self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
-            pending = self._written(target, candidate, self._aware, trained=True)
+        for trained, unsigned in self._finer(target):
+            if verdict.passed:
+                break
+            if trained:
+                self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
+            model = self._aware if trained else self.subject.model
+            pending = self._written(target, candidate, model, trained, unsigned)
             verdict, thresholds = self._compared(candidate, pending, target)
         if not verdict.passed and not self.how.allow_failure:
             raise UserError(f"{final.name} differs from its model: {verdict.reason}; nothing was written")
         allowed = self.how.allow_failure
         update = {"parity": verdict, "thresholds": thresholds, "parity_failure_allowed": allowed}
         return candidate, pending.model_copy(update=update), seconds
+
+    def _finer(self, target: Target) -> list[tuple[bool, bool]]:
+        """What is tried in turn where plain int8 misses: trained with the rounding in the loop, unsigned weights.
+
+        Seven bits a weight are the fastest on a CPU; eight without sign saturate nowhere either, and are finer.
+        """
+        if target.precision != "int8":
+            return []
+        unsigned = [False, True] if target.consumer == CPU else [False]
+        trained = [False, True] if self.subject.aware is not None else [False]
+        return [(one, other) for one in trained for other in unsigned][1:]
 
     @property
     def _aware(self) -> nn.Module:

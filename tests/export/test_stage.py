@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -90,6 +91,30 @@ def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject,
     assert found.parity_failure_allowed
     assert found.parity.passed is False
     assert "only 30 faces, 256 wanted" in found.parity.reason
+
+
+def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subject, monkeypatch):
+    tried, quantise = [], stage.quantize_onnx
+
+    def spy(floats, path, crops, consumer, unsigned):
+        tried.append((consumer, floats.name, unsigned))
+        quantise(floats, path, crops, consumer, unsigned)
+
+    monkeypatch.setattr(stage, "quantize_onnx", spy)
+    one = replace(
+        subject(student("tiny16"), noise(64, 16), card),
+        # What no file can be equal to.
+        reference=np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32),
+        calibration=noise(64, 16),
+        calibration_source="noise",
+        aware=lambda: student("tiny16", seed=5),
+    )
+    stage.export_model(one, tmp_path, How(formats=["onnx"], precisions=["int8"], allow_failure=True))
+    plain, aware = "fp32-for-int8.onnx", "aware-for-int8.onnx"
+    assert tried == [
+        ("cpu", plain, False), ("cpu", plain, True), ("cpu", aware, False), ("cpu", aware, True),
+        ("tensorrt", plain, False), ("tensorrt", aware, False),
+    ]  # fmt: skip
 
 
 def test_what_a_killed_run_left_goes_away(tmp_path, student, noise, card, subject):
