@@ -117,8 +117,8 @@ def plain(trained: Tiny) -> Tiny:
 
 
 def quantisation_aware(
-    student: Tiny, crops: np.ndarray, margin: float, how: Degradation, seed: int = 0, *, steps: int = 1500,
-    batch: int = 128, lr: float = 2e-4, train: Callable[[Tiny], object] | None = None,
+    student: Tiny, crops: np.ndarray, margin: float, how: Degradation, seed: int = 0, *, steps: int = 300,
+    batch: int = 128, lr: float = 1e-4, train: Callable[[Tiny], object] | None = None,
 ) -> Tiny:  # fmt: skip
     """A new student, fine-tuned with the rounding in the loop; `student` is left as it was.
 
