@@ -31,7 +31,11 @@ def draw(told: dict[str, Any], path: Path) -> None:
             _bars(place, title, shown, names, teachers)
         axes[0].set_yticks(range(len(names)), names)
         axes[0].invert_yaxis()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        # Not every panel has bars of every teacher.
+        marks = {
+            teacher: mark for place in axes for mark, teacher in zip(*place.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=4, frameon=False)
     with matplotlib.style.context(["default", {"svg.hashsalt": "bridgeface"}]), whole(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
@@ -47,6 +51,8 @@ def _bars(
     height = 0.8 / len(teachers)
     for i, teacher in enumerate(teachers):
         mine = [(names.index(row["row"]), one) for row, one in there if row["teacher"] == teacher]
+        if not mine:
+            continue
         at = [line + (i - (len(teachers) - 1) / 2) * height for line, _ in mine]
         points = [one["points"] for _, one in mine]
         errors = [

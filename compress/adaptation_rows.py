@@ -61,13 +61,13 @@ class Split:
     private: np.ndarray
 
 
-def split_faces(faces: Faces, seed: int = _SPLIT_SEED) -> Split:
+def split_faces(faces: Faces) -> Split:
     """Half of the people are private; of each public one a fifth of the images is held out, but one remains.
 
     Faces without a label are public. UserError where fewer than four people are known or none of the public ones has
     three images.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SPLIT_SEED)
     people = rng.permutation(np.unique(faces.identities[faces.labelled]))
     if len(people) < 4:
         raise UserError(f"{faces.source} names {len(people)} people; the study of the adaptation needs at least 4")
@@ -178,7 +178,8 @@ def softmax_recognises(
     features: np.ndarray, labels: np.ndarray, held: np.ndarray, wanted: np.ndarray, how: Adapt, seed: int
 ) -> np.ndarray:
     """Fit a softmax layer to features (N, D) and labels (N,), -1 = left out: is each of `held` (M, D) given its label,
-    (M,) bool? The features are standardised as in the adaptation."""
+    (M,) bool? The features are standardised as in the adaptation, by those of labelled faces alone."""
+    features, labels = features[labels >= 0], labels[labels >= 0]
     x, mean = torch.from_numpy(features), torch.from_numpy(features.mean(0))
     scale = (x - mean).norm(dim=1).mean() / features.shape[1] ** 0.5
     torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from compress.adaptation_rows import CASES, PROPOSED, Case, Study
 from compress.config import load_config
 from compress.part_scores import (
     METRICS,
+    SEEDS,
     cell,
     gap_cell,
     mean_values,
@@ -27,8 +28,6 @@ from faces.dataset import concatenate
 from faces.files import write_json, write_text
 from faces.sources import open_faces
 
-_SEEDS = 20
-
 
 @click.command()
 @click.option("--teacher", "teachers", multiple=True, default=("dlib_resnet",), show_default=True, metavar="NAME",
@@ -40,7 +39,7 @@ _SEEDS = 20
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
 @click.option("--row", "names", multiple=True, type=click.Choice([case.name for case in CASES]), metavar="NAME",
               help=f"Repeats. Default: all of {'; '.join(case.name for case in CASES)}.")  # fmt: skip
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, _SEEDS - 1), default=(0, 1, 2),
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
               show_default=True, help="Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -135,7 +134,7 @@ def _entry(study: Study, case: Case, teacher: str) -> dict[str, Any]:
 
 def _values(study: Study, case: Case, teacher: str) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
     """The seeds that were trained, and the mean over them of each protocol's values by metric."""
-    there = {seed: kept for seed in range(_SEEDS) if (kept := study.read(case, teacher, seed)) is not None}
+    there = {seed: kept for seed in range(SEEDS) if (kept := study.read(case, teacher, seed)) is not None}
     if not there:
         return [], {}
     pairs = {part.name: part.pairs for part in study.parts}

@@ -79,7 +79,9 @@ class Study:
                 if f"{part.name}/psnr" in kept[row]:
                     told["parts"][part.name]["psnr_db"] = float(kept[row][f"{part.name}/psnr"])
             rows.append({**told, "macs": self._macs(row, px, network), "faces_per_cpu_second": speed.get(row)})
-        return {"px": px, "scale": scale, "espcn_cpu_minutes": round(minutes, 2), "rows": rows}
+        return {
+            "px": px, "scale": scale, "espcn_cpu_minutes": round(minutes, 2), "timed_batch": _TIMED_FACES, "rows": rows,
+        }  # fmt: skip
 
     def _espcn(self, px: int, scale: int) -> tuple[Espcn, float]:
         what = Enlarging(self.teacher.template, self.teacher.input_px, px, scale)

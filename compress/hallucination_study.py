@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from compress.espcn import Recipe, largest_scale
-from compress.hallucination_rows import BASELINE, STUDENT, Student, Study
+from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
 from compress.part_scores import METRICS, cell, gap_cell, open_parts, table
 from faces.cli import run_cli
 from faces.dataset import concatenate
@@ -101,7 +101,8 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
         minutes = one["espcn_cpu_minutes"]
         lines += [
             "",
-            f"Both faces of each pair at {px} px (same@{px}), each network on its own crop; teacher {told['teacher']}, "
+            f"Both faces of each pair at {px} px (same@{px}), those of `{FULL}` at full size; each network on its own "
+            f"crop; teacher {told['teacher']}, "
             f"ESPCN {px} to {size} px trained for {minutes:.1f} CPU minutes ({how['steps']:,} steps of "
             f"{how['batch']} of {told['train_faces']:,} faces). Accuracy and TPR in %, 95% intervals, differences from "
             f"`{told['baseline']}` pair by pair; PSNR at {size} px.",
@@ -122,7 +123,13 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
                 noise = mine.get("psnr_db")
                 body.append([row["row"], *cells, "-" if noise is None else f"{noise:.2f}"])
             lines += ["", f"`{part}`:", "", *table(heads, body)]
-        lines += ["", "Cost of a face, PyTorch on one core, all rows in one run:", "", *_costs(one["rows"])]
+        lines += [
+            "",
+            f"Cost of a face, PyTorch on one core, {one['timed_batch']} faces at a time, all rows in one run; "
+            "enlarging is included, but for interpolation in the multiply-accumulates:",
+            "",
+            *_costs(one["rows"]),
+        ]
     return "\n".join(lines) + "\n"
 
 

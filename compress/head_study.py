@@ -15,7 +15,7 @@ from compress.config import Config, Distill, load_config
 from compress.distill import STUDENT, weights_file
 from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
-from compress.part_scores import cell, people_summary, table
+from compress.part_scores import SEEDS, cell, people_summary, table
 from compress.run import Run, progress_bar
 from faces.cli import run_cli
 from faces.dataset import Faces, concatenate
@@ -26,7 +26,6 @@ from faces.sources import open_faces, recognise
 IMAGES = (1, 5, 10, 25)
 """Training images a person; the paper has 25, and 5 to test on."""
 _PEOPLE = 5
-_SEEDS = 20
 
 
 @click.command()
@@ -37,7 +36,7 @@ _SEEDS = 20
 @click.option("--images", "counts", multiple=True, type=click.IntRange(1), metavar="N",
               help="Training images a person; only people with more than the largest count take part. Repeats. "
               f"Default: those of {', '.join(map(str, IMAGES))} that leave {_PEOPLE} people.")  # fmt: skip
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, _SEEDS - 1), default=(0, 1, 2),
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
               show_default=True, help="Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -58,7 +57,7 @@ def head(
     head fine-tuned  a softmax layer on the student's features, which stay as they are
     from scratch     the same network trained on these images alone (mode c), and such a layer on it
 
-    Tested on other images of the same people (closed-set, as in the paper): top-1 and top-5 error with intervals, and
+    Tested on other images of the same people (closed-set): top-1 and top-5 error with intervals and, in the JSON file,
     differences from the network from scratch, image by image. People are resampled.
 
     \b
@@ -156,7 +155,7 @@ def _entry(heads: Heads, name: str, row: str, file: Path | None, images: int) ->
 
 def _errors(heads: Heads, row: str, file: Path | None, images: int) -> tuple[list[int], dict[str, np.ndarray]]:
     """The seeds that were run, and the share of them that gets each test image wrong, (T,)."""
-    there = {seed: kept for seed in range(_SEEDS) if (kept := heads.read(row, file, images, seed)) is not None}
+    there = {seed: kept for seed in range(SEEDS) if (kept := heads.read(row, file, images, seed)) is not None}
     if not there:
         return [], {}
     ranks = np.stack([kept["ranks"] for kept in there.values()])

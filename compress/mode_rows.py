@@ -25,7 +25,7 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     baseline: str
-    """The row that the others are compared with, pair by pair."""
+    """The row that the others are compared with, pair by pair; where every row names its own, words for these."""
 
     def baseline_of(self, row: Row) -> Row | None:
         """The row that one is compared with; None for a baseline."""

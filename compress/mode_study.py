@@ -15,6 +15,7 @@ from compress.distill import own_features, prepare, start_student
 from compress.mode_rows import TABLES, Row, Table
 from compress.part_scores import (
     METRICS,
+    SEEDS,
     Part,
     cell,
     gap_cell,
@@ -45,7 +46,8 @@ from students.train import train_student
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
 @click.option("--row", "names", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), default=(0, 1, 2), show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
+              show_default=True)  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the tables of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline, for all rows.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True)
@@ -165,7 +167,7 @@ class _Study:
 
     def _values(self, row: Row) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
         """The seeds that were trained, and by PART/PROTOCOL and metric the mean over them of each pair's value."""
-        paths = {seed: self._path(row, seed) for seed in range(20) if self._teacher(row)}
+        paths = {seed: self._path(row, seed) for seed in range(SEEDS) if self._teacher(row)}
         held = {seed: dict(np.load(path, allow_pickle=False)) for seed, path in paths.items() if path.is_file()}
         pairs = {part.name: part.pairs for part in self.parts}
         return list(held), {

@@ -11,6 +11,7 @@ from rich.console import Console
 from compress.run import cores, progress_bar, threads
 from compress.teach import embed
 from faces.dataset import Faces
+from faces.errors import UserError
 from faces.files import fingerprint, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, Roc, bootstrap_interval, correct_by_fold, read_pairs
@@ -32,15 +33,21 @@ class Part:
 
 FPR = 0.1
 """Bridge distillation, section IV-B, states the true positive rate at this false positive rate."""
+SEEDS = 20
+"""The seeds that a study's tables look for: from 0 on, so many."""
 METRICS = {"accuracy": "", "tpr": f", TPR at FPR {FPR:.0%}"}
 
 
 def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
-    """One part for each (faces, CSV of their pairs), named as its faces' file is; UserError where either is amiss."""
-    parts = []
+    """One part for each (faces, CSV of their pairs), named as its faces' file is; UserError where either is amiss,
+    and where two have the same name, by which their scores are kept."""
+    parts: list[Part] = []
     for spec, file in vals:
         faces = open_faces(spec)
-        parts.append(Part(Path(spec).name.split(".")[0], faces, read_pairs(Path(file), faces.keys)))
+        name = Path(spec).name.split(".")[0]
+        if name in {part.name for part in parts}:
+            raise UserError(f"two of --val are named {name!r}: rename one of the files, or measure on one at a time")
+        parts.append(Part(name, faces, read_pairs(Path(file), faces.keys)))
     return parts
 
 

@@ -166,10 +166,12 @@ class _Export:
         for trained, unsigned in self._finer(target):
             if verdict.passed:
                 break
+            began = time.monotonic()
             if trained:
                 self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
             model = self._aware if trained else self.subject.model
             pending = self._written(target, candidate, model, trained, unsigned)
+            seconds += time.monotonic() - began
             verdict, thresholds = self._compared(candidate, pending, target)
         if not verdict.passed and not self.how.allow_failure:
             raise UserError(f"{final.name} differs from its model: {verdict.reason}; nothing was written")
