@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.cpu_runtimes import Runner
 from benchmarks.timing import arithmetic_of, random_faces, timed_row
@@ -63,7 +64,8 @@ def with_preprocessing(
     before = cv2.getNumThreads()
     cv2.setNumThreads(artifact.threads)
     try:
-        return _row(artifact, call, batch, what, cores, windows, clock)
+        with threadpool_limits(artifact.threads, user_api="blas"):
+            return _row(artifact, call, batch, what, cores, windows, clock)
     finally:
         cv2.setNumThreads(before)
 
