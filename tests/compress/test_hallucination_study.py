@@ -86,7 +86,7 @@ def test_another_size_has_no_row_of_a_student_that_was_not_given(data, tmp_path)
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--student", "tiny32"), "no trained weights of 'tiny32'"),
+        (("--student", "tiny32"), "no --px 32 was given"),
         (("--student", "tiny16", "--px", "32"), "no --px 16 was given"),
         (("--px", "16", "--px", "96"), "96 px leave nothing to enlarge"),
         (("--teacher", "a+b"), "is an ensemble"),
