@@ -36,8 +36,7 @@ KIT = "export.json"
 STUDENT_FACES = 4096
 """Faces of the trial of a student at most; a teacher's are 256, as it is hundreds of times slower."""
 CALIBRATION_FACES, TEACHER_CALIBRATION_FACES = 2048, 128
-"""Of a student, for rare faces: with 512 one of 1,701 held-out faces left the ranges of the package's tiny16
-(least cosine of its CPU file with unsigned weights .965; with 1,024 .981, with 2,048 .984)."""
+"""Of a student, so many that rare faces stay within the ranges; a teacher is hundreds of times slower."""
 
 
 class _Part(BaseModel):

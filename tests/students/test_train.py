@@ -7,53 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from few_faces import EACH, PEOPLE, SHORT, few_crops, few_examples, fresh_student
 
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
 from students import create_student, train
-from students.batches import Batches, Examples, Recipe
+from students.batches import Examples, Recipe
 from students.heads import CLASS_LOSSES, Heads
 from students.tiny import Tiny
 from students.train import train_student
-
-_PEOPLE, _EACH = 6, 8
-
-
-def _crops(seed=0):
-    """(48, 32, 32, 3): a coarse pattern a person, with noise on it."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(40, 216, (_PEOPLE, 4, 4, 3)).repeat(8, 1).repeat(8, 2).repeat(_EACH, 0)
-    return (base + rng.normal(0, 12, base.shape)).clip(0, 255).astype(np.uint8)
-
-
-def _examples(width=128, labels=True, seed=0):
-    people = np.arange(_PEOPLE).repeat(_EACH)
-    targets = (
-        np.random.default_rng(seed + 1).normal(size=(_PEOPLE, width)).astype(np.float32)[people] if width else None
-    )
-    return Examples(_crops(seed), 0.1, targets, people.astype(np.int64) if labels else None)
-
-
-def _student(seed=0):
-    torch.manual_seed(seed)
-    return create_student("tiny16")
 
 
 def _digest(student):
     state = student.state_dict()
     return hashlib.sha256(b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
-
-
-_SHORT = Recipe(samples=12 * 20, batch=20)
-"""Twelve steps; 20 does not divide 48, so batches reach over the ends of epochs."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("loss", ["relational", "regression"])
@@ -62,7 +29,7 @@ def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     how = Recipe(samples=120 * 32, batch=32, loss=loss, optimiser=optimiser)
     if optimiser == "sgd":
         how = replace(how, lr=3e-3)
-    examples, student, steps = _examples(), _student(), []
+    examples, student, steps = few_examples(), fresh_student(), []
     curve = train_student(student, examples, how, 0, progress=steps.append)
     assert steps == [0] + [1] * 120
     assert [row["step"] for row in curve] == list(range(1, 121))
@@ -85,7 +52,7 @@ def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
 def test_people_are_told_apart_by_each_classification_loss(name):
-    examples, student = replace(_examples(width=0), labels=np.arange(_PEOPLE).repeat(_EACH)), _student()
+    examples, student = replace(few_examples(width=0), labels=np.arange(PEOPLE).repeat(EACH)), fresh_student()
     # A fifth of the faces unlabelled.
     examples.labels[::5] = -1
     curve = train_student(student, examples, Recipe(samples=150 * 32, batch=32, class_loss=name), 0)
@@ -96,7 +63,7 @@ def test_people_are_told_apart_by_each_classification_loss(name):
     )
     with torch.no_grad():
         feature = torch.nn.functional.normalize(student(images))
-    people = torch.arange(_PEOPLE).repeat_interleave(_EACH)
+    people = torch.arange(PEOPLE).repeat_interleave(EACH)
     same, scores = people[:, None] == people, feature @ feature.T
     assert scores[same].mean() > scores[~same].mean() + 0.2
 
@@ -104,8 +71,8 @@ def test_people_are_told_apart_by_each_classification_loss(name):
 def test_bf16_rounds_the_layers_and_nothing_else():
     curves, students = {}, {}
     for precision in ("fp32", "bf16"):
-        students[precision] = _student()
-        curves[precision] = train_student(students[precision], _examples(), replace(_SHORT, precision=precision), 0)
+        students[precision] = fresh_student()
+        curves[precision] = train_student(students[precision], few_examples(), replace(SHORT, precision=precision), 0)
     losses = {name: [row["loss"] for row in curve] for name, curve in curves.items()}
     assert losses["bf16"][:3] == pytest.approx(losses["fp32"][:3], rel=0.01)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
@@ -116,16 +83,16 @@ def test_bf16_rounds_the_layers_and_nothing_else():
 
 
 def test_the_learning_rate_rises_then_falls_linearly():
-    curve = train_student(_student(), _examples(), replace(_SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
+    curve = train_student(fresh_student(), few_examples(), replace(SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
     expected = [0.002 * min(step / 4, (40 - step + 1) / 36, 1) for step in range(1, 41)]
     np.testing.assert_allclose([row["lr"] for row in curve], expected)
-    curve = train_student(_student(), _examples(), replace(_SHORT, optimiser="sgd", lr=0.001), 0)
+    curve = train_student(fresh_student(), few_examples(), replace(SHORT, optimiser="sgd", lr=0.001), 0)
     assert {row["lr"] for row in curve} == {0.001}
 
 
 def test_a_long_run_keeps_about_200_rows():
-    assert replace(_SHORT, samples=10, batch=20).steps == 1
-    curve = train_student(_student(), _examples(), Recipe(samples=405 * 4, batch=4), 0)
+    assert replace(SHORT, samples=10, batch=20).steps == 1
+    curve = train_student(fresh_student(), few_examples(), Recipe(samples=405 * 4, batch=4), 0)
     assert 200 <= len(curve) <= 205
     assert curve[-1]["step"] == 405
 
@@ -149,91 +116,93 @@ def _killed_at(steps):
 @pytest.mark.parametrize(
     "how",
     [
-        _SHORT,
-        replace(_SHORT, average=0.8, pretrain=0.4),
-        replace(_SHORT, optimiser="sgd", loss="regression", lr=1e-3, versions=3),
-        replace(_SHORT, class_loss="center"),
-        replace(_SHORT, class_loss="sphereface+"),
-        replace(_SHORT, precision="bf16"),
+        SHORT,
+        replace(SHORT, average=0.8, pretrain=0.4),
+        replace(SHORT, optimiser="sgd", loss="regression", lr=1e-3, versions=3),
+        replace(SHORT, class_loss="center"),
+        replace(SHORT, class_loss="sphereface+"),
+        replace(SHORT, precision="bf16"),
     ],
     ids=["default", "averaged", "paper", "center", "sphereface+", "bf16"],
 )
 def test_killed_and_resumed_equals_never_killed(tmp_path, how):
-    examples = _examples(width=32)
-    whole = _student()
+    examples = few_examples(width=32)
+    whole = fresh_student()
     curve = train_student(whole, examples, how, 5)
     checkpoint = tmp_path / "student.pt"
     for steps in (4, 5, 11):
         with pytest.raises(_Killed):
-            train_student(_student(), examples, how, 5, "cpu", checkpoint, _killed_at(steps), checkpoint_seconds=0)
+            train_student(fresh_student(), examples, how, 5, "cpu", checkpoint, _killed_at(steps), checkpoint_seconds=0)
         assert checkpoint.is_file()
     # What the dead process had drawn or initialised must not matter.
-    resumed, counted = _student(99), []
+    resumed, counted = fresh_student(99), []
     torch.rand(7)
     again = train_student(resumed, examples, how, 5, "cpu", checkpoint, counted.append, checkpoint_seconds=0)
     assert counted == [10, 1, 1]
     assert _digest(resumed) == _digest(whole)
     assert again == curve
     # Killed after its last step: nothing is left to do.
-    ended, counted = _student(3), []
+    ended, counted = fresh_student(3), []
     assert train_student(ended, examples, how, 5, "cpu", checkpoint, counted.append) == curve
     assert counted == [12]
     assert _digest(ended) == _digest(whole)
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
-    train_student(_student(), _examples(), _SHORT, 0, checkpoint=tmp_path / "a.pt", checkpoint_seconds=1000)
+    train_student(fresh_student(), few_examples(), SHORT, 0, checkpoint=tmp_path / "a.pt", checkpoint_seconds=1000)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_decides_the_bytes():
     found = []
     for seed in (0, 0, 1):
-        student = _student()
+        student = fresh_student()
         torch.rand(3)
-        train_student(student, _examples(), _SHORT, seed)
+        train_student(student, few_examples(), SHORT, seed)
         found.append(_digest(student))
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
 def test_targets_and_labels_each_teach_alone_and_one_is_needed():
-    targets_only = train_student(_student(), _examples(labels=False), _SHORT, 0)
+    targets_only = train_student(fresh_student(), few_examples(labels=False), SHORT, 0)
     assert set(targets_only[-1]) == {"step", "lr", "loss", "mimic"}
-    labels_only = train_student(_student(), _examples(width=0), _SHORT, 0)
+    labels_only = train_student(fresh_student(), few_examples(width=0), SHORT, 0)
     assert set(labels_only[-1]) == {"step", "lr", "loss", "class"}
     for labels in (None, np.full(48, -1)):
         with pytest.raises(UserError, match="no labelled face and no teacher target"):
-            train_student(_student(), Examples(_crops(), 0.1, None, labels), _SHORT, 0)
-    unlabelled = replace(_examples(), labels=np.full(48, -1))
-    assert set(train_student(_student(), unlabelled, _SHORT, 0)[-1]) == {"step", "lr", "loss", "mimic"}
+            train_student(fresh_student(), Examples(few_crops(), 0.1, None, labels), SHORT, 0)
+    unlabelled = replace(few_examples(), labels=np.full(48, -1))
+    assert set(train_student(fresh_student(), unlabelled, SHORT, 0)[-1]) == {"step", "lr", "loss", "mimic"}
     with pytest.raises(UserError, match="no training face"):
-        train_student(_student(), Examples(_crops()[:0], 0.1, np.zeros((0, 128), np.float32), None), _SHORT, 0)
+        train_student(fresh_student(), Examples(few_crops()[:0], 0.1, np.zeros((0, 128), np.float32), None), SHORT, 0)
 
 
 def test_the_parts_are_weighted():
-    one = train_student(_student(), _examples(), replace(_SHORT, samples=20), 0)[0]
-    two = train_student(_student(), _examples(), replace(_SHORT, samples=20, class_weight=3, mimic_weight=0.5), 0)[0]
+    one = train_student(fresh_student(), few_examples(), replace(SHORT, samples=20), 0)[0]
+    two = train_student(
+        fresh_student(), few_examples(), replace(SHORT, samples=20, class_weight=3, mimic_weight=0.5), 0
+    )[0]
     assert two["class"] == pytest.approx(3 * one["class"], rel=1e-5)
     assert two["mimic"] == pytest.approx(0.5 * one["mimic"], rel=1e-5)
-    other = train_student(_student(), _examples(), replace(_SHORT, samples=20, temperature=3.0), 0)[0]
+    other = train_student(fresh_student(), few_examples(), replace(SHORT, samples=20, temperature=3.0), 0)[0]
     assert other["class"] == one["class"]
     assert other["mimic"] != one["mimic"]
 
 
 def test_pretraining_uses_the_labels_only():
-    curve = train_student(_student(), _examples(), replace(_SHORT, pretrain=0.5), 0)
+    curve = train_student(fresh_student(), few_examples(), replace(SHORT, pretrain=0.5), 0)
     assert ["mimic" in row for row in curve] == [False] * 6 + [True] * 6
-    curve = train_student(_student(), _examples(labels=False), replace(_SHORT, pretrain=0.5), 0)
+    curve = train_student(fresh_student(), few_examples(labels=False), replace(SHORT, pretrain=0.5), 0)
     assert all("mimic" in row for row in curve), "without labels there is nothing else to learn from"
 
 
 def test_unlabelled_faces_do_not_enter_the_class_term():
     torch.manual_seed(0)
-    student, heads = create_student("tiny16").eval(), Heads(_PEOPLE, 0)
+    student, heads = create_student("tiny16").eval(), Heads(PEOPLE, 0)
     images = torch.rand(6, 3, 16, 16)
     labels = torch.tensor([0, -1, 3, -1, -1, 5])
-    loss = train._losses(student(images), heads, None, labels, _SHORT)["class"]
+    loss = train._losses(student(images), heads, None, labels, SHORT)["class"]
     known = labels >= 0
     logits = heads.identity.head.linear(student(images[known])).double()
     naive = sum(torch.logsumexp(row, 0) - row[y] for row, y in zip(logits, labels[known], strict=True)) / 3
@@ -241,7 +210,7 @@ def test_unlabelled_faces_do_not_enter_the_class_term():
     loss.backward()
     expected = torch.autograd.grad(naive, heads.identity.head.linear.weight)[0]
     torch.testing.assert_close(heads.identity.head.linear.weight.grad, expected.float(), atol=1e-6, rtol=1e-4)
-    nobody = train._losses(student(images), heads, None, torch.full((6,), -1), _SHORT)["class"]
+    nobody = train._losses(student(images), heads, None, torch.full((6,), -1), SHORT)["class"]
     nobody.backward()
     assert nobody == 0
 
@@ -251,83 +220,14 @@ def test_targets_of_another_width_go_through_a_linear_map():
     assert isinstance(Heads(3, 0).widen, torch.nn.Identity)
     assert Heads(0, 512).widen.weight.shape == (512, 128)
     assert Heads(0, 512).identity is None
-    student = _student()
-    curve = train_student(student, _examples(width=512), replace(_SHORT, samples=100 * 20), 0)
+    student = fresh_student()
+    curve = train_student(student, few_examples(width=512), replace(SHORT, samples=100 * 20), 0)
     assert curve[-1]["mimic"] < 0.8 * curve[0]["mimic"]
     assert student(torch.rand(2, 3, 16, 16)).shape == (2, 128)
     heads, images, targets = Heads(0, 512), torch.rand(5, 3, 16, 16), torch.rand(5, 512)
-    found = train._losses(student(images), heads, targets, None, replace(_SHORT, loss="regression"))["mimic"]
+    found = train._losses(student(images), heads, targets, None, replace(SHORT, loss="regression"))["mimic"]
     wide = student(images) @ heads.widen.weight.T + heads.widen.bias
     assert found.item() == pytest.approx((wide - targets).square().sum(1).mean().item(), rel=1e-5)
-
-
-def _seen(monkeypatch, examples, how, seed=0):
-    """The images, targets and labels that the student was given, in order."""
-    seen, plain = [], Batches.at
-
-    def record(batches, step):
-        seen.append(plain(batches, step))
-        return seen[-1]
-
-    monkeypatch.setattr(Batches, "at", record)
-    train_student(_student(), examples, how, seed)
-    monkeypatch.undo()
-    return [torch.cat(part) for part in zip(*seen, strict=True)]
-
-
-def _bytes(images):
-    return [image.contiguous().numpy().tobytes() for image in images]
-
-
-def test_a_fixed_set_of_versions_is_shuffled_epoch_by_epoch(monkeypatch):
-    how = replace(_SHORT, samples=2 * 3 * 48, batch=24, versions=3)
-    images, _, _ = _seen(monkeypatch, _examples(), how)
-    epochs = _bytes(images[: 3 * 48]), _bytes(images[3 * 48 :])
-    assert len(set(epochs[0])) == 3 * 48
-    assert set(epochs[0]) == set(epochs[1])
-    assert epochs[0] != epochs[1]
-    assert set(_bytes(_seen(monkeypatch, _examples(), how, 1)[0])).isdisjoint(epochs[0])
-    assert torch.equal((images * 255).round() / 255, images)
-
-
-def test_without_a_fixed_set_each_version_is_new_and_each_epoch_has_each_face_once(monkeypatch):
-    examples = replace(_examples(), targets=np.arange(48, dtype=np.float32)[:, None] * np.ones((1, 128), np.float32))
-    images, targets, labels = _seen(monkeypatch, examples, replace(_SHORT, samples=3 * 48, batch=16))
-    assert len(set(_bytes(images))) == 3 * 48
-    faces = targets[:, 0].long()
-    for epoch in faces.split(48):
-        assert sorted(epoch.tolist()) == list(range(48))
-    assert not torch.equal(faces[:48], faces[48:96])
-    assert torch.equal(labels, torch.from_numpy(examples.labels)[faces])
-    # Each image is its own face: nearest to that face's plain reduction among all people's.
-    how = Degradation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    plain = degrade(torch.from_numpy(examples.crops).permute(0, 3, 1, 2), 16, 0.1, how, torch.Generator())
-    mild = replace(_SHORT, samples=48, batch=16, degradation=Degradation(0, 0, 0, 0, 0, 0, 0.02, 0.01, 0, 0, 0))
-    images, targets, _ = _seen(monkeypatch, examples, mild)
-    nearest = torch.cdist(images.flatten(1), plain.flatten(1)).argmin(1)
-    assert torch.equal(nearest, targets[:, 0].long())
-
-
-def test_sizes_are_mixed_and_the_student_serves_them_all(monkeypatch):
-    seen, plain = [], Batches.at
-    monkeypatch.setattr(Batches, "at", lambda *given: seen.append(plain(*given)) or seen[-1])
-    how = replace(_SHORT, samples=40 * 20, sizes=(8, 16, 24))
-    train_student(_student(), _examples(), how, 0)
-    found = [images.shape[2] for images, _, _ in seen]
-    assert set(found) == {8, 16, 24}
-    assert min(map(found.count, (8, 16, 24))) > 5
-    again = Batches(_examples(), 16, how, 0, "cpu")
-    assert [again.at(step)[0].shape[2] for step in range(5)] == found[:5]
-    with pytest.raises(UserError, match="a fixed set of versions has one size"):
-        train_student(_student(), _examples(), replace(how, versions=2), 0)
-
-
-def test_batches_that_reach_over_an_epochs_end_lose_no_face(monkeypatch):
-    examples = replace(_examples(), targets=np.arange(48, dtype=np.float32)[:, None] * np.ones((1, 128), np.float32))
-    for batch in (20, 100):
-        _, targets, _ = _seen(monkeypatch, examples, replace(_SHORT, samples=300, batch=batch))
-        for epoch in targets[:, 0].long().split(48)[:-1]:
-            assert sorted(epoch.tolist()) == list(range(48))
 
 
 def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
@@ -338,10 +238,10 @@ def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
         return plain(student, images)
 
     monkeypatch.setattr(Tiny, "forward", record)
-    last, averaged = _student(), _student()
-    train_student(last, _examples(), _SHORT, 0)
+    last, averaged = fresh_student(), fresh_student()
+    train_student(last, few_examples(), SHORT, 0)
     afters = [*states[1:], copy.deepcopy(last.state_dict())]
-    train_student(averaged, _examples(), replace(_SHORT, average=0.7), 0)
+    train_student(averaged, few_examples(), replace(SHORT, average=0.7), 0)
     found = averaged.state_dict()
     for key, first in afters[0].items():
         if not first.is_floating_point():
@@ -358,7 +258,7 @@ def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
 )
 def test_a_corrupt_checkpoint_is_refused(tmp_path, damage):
     path = tmp_path / "student.pt"
-    train_student(_student(), _examples(), _SHORT, 0, checkpoint=path, checkpoint_seconds=0)
+    train_student(fresh_student(), few_examples(), SHORT, 0, checkpoint=path, checkpoint_seconds=0)
     data = path.read_bytes()
     if damage == "empty":
         path.write_bytes(b"")
@@ -378,33 +278,33 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path, damage):
             state["both"]["0.fc1.weight"] = torch.zeros(3, 3)
         torch.save({"list": [1, 2], "tensor": torch.zeros(3)}.get(damage, state), path)
     with pytest.raises(UserError, match=r"(?s)student\.pt is no checkpoint of this run .* --fresh") as problem:
-        train_student(_student(), _examples(), _SHORT, 0, checkpoint=path)
+        train_student(fresh_student(), few_examples(), SHORT, 0, checkpoint=path)
     assert "weights_only" not in str(problem.value)
 
 
 @pytest.mark.parametrize(
     ("how", "seed", "examples"),
     [
-        (replace(_SHORT, lr=1e-4), 0, _examples()),
-        (replace(_SHORT, samples=6 * 20), 0, _examples()),
-        (_SHORT, 1, _examples()),
-        (_SHORT, 0, _examples(width=64)),
-        (_SHORT, 0, _examples(labels=False)),
+        (replace(SHORT, lr=1e-4), 0, few_examples()),
+        (replace(SHORT, samples=6 * 20), 0, few_examples()),
+        (SHORT, 1, few_examples()),
+        (SHORT, 0, few_examples(width=64)),
+        (SHORT, 0, few_examples(labels=False)),
     ],
     ids=["rate", "steps", "seed", "width", "labels"],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, how, seed, examples):
     path = tmp_path / "student.pt"
-    train_student(_student(), _examples(), _SHORT, 0, checkpoint=path, checkpoint_seconds=0)
+    train_student(fresh_student(), few_examples(), SHORT, 0, checkpoint=path, checkpoint_seconds=0)
     with pytest.raises(UserError, match="is no checkpoint of this run"):
-        train_student(_student(), examples, how, seed, checkpoint=path)
+        train_student(fresh_student(), examples, how, seed, checkpoint=path)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_a_loss_that_is_not_finite_stops_the_run(optimiser):
-    examples = _examples()
+    examples = few_examples()
     examples.targets[5] = np.nan
     with pytest.raises(UserError, match=r"loss became nan at step \d+; lower distill\.lr"):
-        train_student(_student(), examples, replace(_SHORT, optimiser=optimiser), 0)
+        train_student(fresh_student(), examples, replace(SHORT, optimiser=optimiser), 0)
     with pytest.raises(UserError, match="loss became"):
-        train_student(_student(), _examples(), replace(_SHORT, optimiser="sgd", loss="regression", lr=1e6), 0)
+        train_student(fresh_student(), few_examples(), replace(SHORT, optimiser="sgd", loss="regression", lr=1e6), 0)
