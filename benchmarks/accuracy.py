@@ -26,17 +26,20 @@ def main() -> None:
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", "vals", multiple=True, required=True, nargs=2, metavar="SPEC PAIRS.csv",
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
+@click.option("--unlabelled", multiple=True, metavar="SPEC",
+              help="Faces of nobody known, for the rows that learn from them too. Repeats.")  # fmt: skip
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Only these seeds. Repeats.")
 @click.option("--read-only", is_flag=True, help="Run nothing: write the tables of what was run.")
 @click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Times steps.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; a row says what it ran on.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teachers"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/teachers"), show_default=True)
 @run_cli
 def teachers(
-    specs: tuple[str, ...], vals: tuple[tuple[str, str], ...], tables: tuple[str, ...], rows: tuple[str, ...],
-    seeds: tuple[int, ...], read_only: bool, scale: float, folder: Path, out: Path,
+    specs: tuple[str, ...], vals: tuple[tuple[str, str], ...], unlabelled: tuple[str, ...], tables: tuple[str, ...],
+    rows: tuple[str, ...], seeds: tuple[int, ...], read_only: bool, scale: float, device: str, folder: Path, out: Path,
 ) -> None:  # fmt: skip
     """Fine-tune teachers as the papers' tables do and measure them on fixed pairs.
 
@@ -44,7 +47,7 @@ def teachers(
     time, so a stopped table continues; several processes may work on different rows. A row that was not run says so
     in the table. Writes OUT/TABLE.json, OUT/TABLE.md and the figures.
     """
-    bench = Bench(specs, vals, out / "rows", folder, scale)
+    bench = Bench(specs, vals, out / "rows", folder, scale, unlabelled, device)
     console = Console(stderr=True)
     torch.set_num_threads(1)
     for name in tables or tuple(TABLES):

@@ -52,10 +52,19 @@ class Bench:
     folder: Path
     scale: float = 1.0
     """Times the steps of every row: below 1 for a quick look."""
+    unlabelled: tuple[str, ...] = ()
+    """More faces, for the rows that learn from unlabelled ones."""
+    device: str = "cpu"
 
     @cached_property
     def train(self) -> Faces:
         return concatenate([open_faces(spec) for spec in self.specs])
+
+    @cached_property
+    def everyone(self) -> Faces:
+        if not self.unlabelled:
+            raise UserError("this row learns from unlabelled faces too: name them with --unlabelled SPEC")
+        return concatenate([self.train, *(open_faces(spec) for spec in self.unlabelled)])
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -73,8 +82,12 @@ class Bench:
 
     def name(self, row: Row, seed: int) -> str:
         """Names a row by what it is made of: settings, seed and the names of the data, wherever these lie."""
+        settings = self.settings(row)
         data = [Path(one).name for spec in (self.specs, *self.vals) for one in spec]
-        made = [row.teacher, row.weights, self.settings(row), seed if row.method != "none" else 0, row.same, data]
+        # What came later names a row only where it is used: rows from before keep their names.
+        if settings.pop("unlabelled"):
+            settings["unlabelled"] = [row.changes["unlabelled"], *(Path(one).name for one in self.unlabelled)]
+        made = [row.teacher, row.weights, settings, seed if row.method != "none" else 0, row.same, data]
         if row.precision != "32":
             made.append(row.precision)
         word = "".join(c if c.isalnum() else "-" for c in row.name)
@@ -107,16 +120,20 @@ class Bench:
         how = finetune_settings(**settings)
         teacher = create_single(row.teacher, row.weights, seed=seed)
         began, facts = time.process_time(), dict[str, Any]()
+        # Its seconds are then those of the last start.
+        facts["resumed"] = any(folder.glob("step-*"))
         if row.method != "none":
-            fabric = create_fabric(precision=row.precision, folder=folder)
+            fabric = create_fabric(self.device, precision=row.precision, folder=folder)
+            faces = self.everyone if how.unlabelled else self.train
             curve = finetune_teacher(
-                teacher, self.train, how, seed, folder, fabric, base=row.weights, progress=progress,
+                teacher, faces, how, seed, folder, fabric, base=row.weights, progress=progress,
                 first_gradient=lambda gradient: facts.update(first_gradient=histogram(gradient)),
             )  # fmt: skip
             facts["curve"] = curve[:: max(1, len(curve) // 20)]
             trained = sum(p.numel() for p in teacher.backbone.parameters() if p.requires_grad)
             facts["trained_share"] = trained / sum(p.numel() for p in teacher.backbone.parameters())
         facts["train_cpu_seconds"] = round(time.process_time() - began, 1)
+        facts["device"] = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
         teacher.eval()
         scores = self._scores(teacher, row)
         with whole(folder / SCORES) as temporary:

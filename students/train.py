@@ -158,7 +158,7 @@ def _restore(parts: dict, path: Path | None, key: str) -> tuple[int, list[dict[s
     if path is None or not path.is_file():
         return 0, []
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state["key"] != key:
             raise ValueError("its recipe, seed or data differ")
         for name, part in parts.items():

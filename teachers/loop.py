@@ -73,7 +73,9 @@ def finetune(
     stop_after: int | None = None,
     first_gradient: Callable[[Tensor], None] | None = None,
 ) -> list[Row]:
-    """Fine-tune `teacher` in place on the labelled `faces`; returns the curve, about 200 rows, the loss terms in it.
+    """Fine-tune `teacher` in place on the labelled `faces`, and on the others where `how.unlabelled`.
+
+    Returns the curve, about 200 rows, the loss terms in it.
 
     Continues from the checkpoint in `folder`, where one of the same settings, seed and faces lies there; the weights
     then are those of a run that was never stopped. `check` is called before the first step, `checks` times on the
@@ -87,9 +89,12 @@ def finetune(
     if is_sharded(fabric):
         # A part of a sharded network cannot be run on its own.
         check = None
-    if how.batch % world_size():
-        raise UserError(f"a batch of {how.batch} does not divide among {world_size()} processes")
-    faces = faces.subset(faces.labelled)
+    if (how.batch + how.unlabelled) % world_size():
+        raise UserError(f"a step of {how.batch + how.unlabelled} faces does not divide among {world_size()} processes")
+    if how.unlabelled and not how.anchor:
+        raise UserError("unlabelled faces are learnt from through octuplet's anchor: set anchor=2, or unlabelled=0")
+    if not how.unlabelled:
+        faces = faces.subset(faces.labelled)
     kind = kind_of(how.method)
     kind.adapt(teacher.backbone, how)
     torch.manual_seed(_seed(seed, 0))
@@ -158,7 +163,7 @@ class _Trainer:
         own = [p for p in self.method.parameters() if p.requires_grad]
         self.head_optimiser = create_head_optimiser(own, how) if own else None
         self.mean = Average(self.model, how.average) if how.average else None
-        self.stream = Stream(method.sampler, faces.identities, how.batch, seed)
+        self.stream = Stream(method.sampler, faces.identities, how.batch, seed, how.unlabelled)
         self.reader = ThreadPoolExecutor(1)
         self._restore()
         if self.method.centre is not None:
@@ -179,7 +184,7 @@ class _Trainer:
         order = np.argsort(labels, kind="stable")
         first = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1])
         place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
-        chosen = order[place < SAMPLE_FACES]
+        chosen = order[(place < SAMPLE_FACES) & (labels[order] >= 0)]
         if self.how.method == "octuplet" or self.how.head_from == "random":
             chosen = np.random.default_rng([self.seed, 13]).permutation(chosen)[:512]
         features = self.teacher.embed_faces(self.faces.subset(chosen))

@@ -51,10 +51,19 @@ SAMPLERS = {"shuffled": shuffled, "pairs": two_per_identity}
 
 
 class Stream:
-    """Batch `step` of an endless stream of epochs."""
+    """Batch `step` of an endless stream of epochs, and behind it so many `unlabelled` faces, in epochs of their own.
 
-    def __init__(self, kind: str, labels: NDArray[np.int64], batch: int, seed: int) -> None:
+    UserError where there are fewer unlabelled faces than that.
+    """
+
+    def __init__(self, kind: str, labels: NDArray[np.int64], batch: int, seed: int, unlabelled: int = 0) -> None:
         self._draw, self._arguments = SAMPLERS[kind], (labels, batch, seed)
+        self._unlabelled, self._unknown = unlabelled, np.flatnonzero(labels < 0)
+        if unlabelled > len(self._unknown):
+            raise UserError(
+                f"{unlabelled} unlabelled faces a step were asked for and the data have {len(self._unknown)}: give "
+                "faces without identity too, or set unlabelled=0"
+            )
         self._starts, self._epoch, self._batches = [0], -1, Epoch()
 
     def at(self, step: int) -> tuple[NDArray[np.int64], int]:
@@ -66,5 +75,12 @@ class Stream:
                 if epoch + 1 == len(self._starts):
                     self._starts.append(self._starts[-1] + len(self._batches))
             if step < self._starts[epoch + 1]:
-                return self._batches[step - self._starts[epoch]], epoch
+                return np.concatenate([self._batches[step - self._starts[epoch]], self._nobody(step)]), epoch
             epoch += 1
+
+    def _nobody(self, step: int) -> NDArray[np.int64]:
+        if not self._unlabelled:
+            return self._unknown[:0]
+        epoch, place = divmod(step, len(self._unknown) // self._unlabelled)
+        order = epoch_order(len(self._unknown), self._arguments[2], epoch)
+        return self._unknown[order[place * self._unlabelled : (place + 1) * self._unlabelled]]

@@ -36,7 +36,8 @@ class Finetune:
     octuplet: terms, distance, normalise and triplet_margin (None: the paper's 25 scaled to this teacher's feature
     norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop), copies
     (low-resolution copies of each image a step, each of another size; the paper has one), anchor
-    (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss).
+    (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss), unlabelled
+    (faces of nobody known beside each batch, which the anchor alone holds).
 
     qgface: augmentation; gate (threshold on quality (z + 1) / 2, None = no partition), partition (drop low-quality
     images from the classification), contrastive (queue; none = no contrastive loss), contrastive_weight, both_views
@@ -79,6 +80,7 @@ class Finetune:
     sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (7, 14, 28)
     copies: Count = 1
     anchor: Annotated[float, Field(ge=0)] = 0.0
+    unlabelled: Annotated[int, Field(ge=0)] = 0
     augmentation: Literal["none", "adaface", "ours"] = "ours"
     gate: Share | None = 0.2
     partition: bool = True

@@ -100,6 +100,18 @@ def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> No
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
+def test_faces_without_a_label_have_the_anchor_alone() -> None:
+    method = method_of("octuplet", triplet_margin=9.0)
+    features = [torch.randn(6, 16, requires_grad=True) for _ in range(2)]
+    losses = method(features, torch.tensor([0, 0, 3, 3, -1, -1]), [])
+    known = method([feature[:4] for feature in features], torch.tensor([0, 0, 3, 3]), [])
+    assert {name: value.item() for name, value in losses.items()} == {
+        name: value.item() for name, value in known.items()
+    }
+    sum(losses.values()).backward()
+    assert all(feature.grad[:4].any() and not feature.grad[4:].any() for feature in features)
+
+
 def test_the_triplet_margin_follows_the_teacher_unless_it_is_given() -> None:
     features = torch.randn(40, 16)
     for distance in ("euclidean", "squared", "cosine"):

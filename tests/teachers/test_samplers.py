@@ -60,6 +60,21 @@ def test_a_stream_gives_the_same_batch_wherever_it_begins(kind) -> None:
         assert late.at(start)[1] == batches[start][1]
 
 
+def test_unlabelled_faces_come_behind_each_batch_and_each_once_before_any_comes_again() -> None:
+    labels = np.repeat([0, 1, 2, -1], [4, 5, 6, 10])
+    stream, plain = Stream("pairs", labels, 4, 1, unlabelled=3), Stream("pairs", labels, 4, 1)
+    batches = [stream.at(step)[0] for step in range(6)]
+    for step, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch[:4], plain.at(step)[0])
+        assert (labels[batch[4:]] == -1).all()
+        assert len(batch) == 7
+    for epoch in (batches[:3], batches[3:]):
+        assert len(set(np.concatenate([batch[4:] for batch in epoch]))) == 9
+    np.testing.assert_array_equal(Stream("pairs", labels, 4, 1, unlabelled=3).at(5)[0], batches[5])
+    with pytest.raises(UserError, match="the data have 10"):
+        Stream("pairs", labels, 4, 1, unlabelled=11)
+
+
 def test_too_few_people_or_faces() -> None:
     labels = labels_of([2, 2, 2])
     with pytest.raises(UserError, match="3 people have two"):

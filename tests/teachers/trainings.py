@@ -1,5 +1,6 @@
 """Small trainings that the tests of the loop run, also in other processes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from faces.align import template_landmarks
 from faces.dataset import CROP_PX, Faces
 from teachers.backbones.dlib_resnet import DlibResNet
 from teachers.backbones.mobilefacenet import MobileFaceNet
+from teachers.backbones.swin import Swin
 from teachers.fabric import create_fabric
 from teachers.loop import finetune
 from teachers.settings import finetune_settings
@@ -47,7 +49,7 @@ def people(count: int = 10, each: int = 4, seed: int = 0) -> Faces:
 
 def small_teacher(kind: str = "dlib_resnet") -> Teacher:
     torch.manual_seed(5)
-    build = {"dlib_resnet": DlibResNet, "mobilefacenet": MobileFaceNet}[kind]
+    build = {"dlib_resnet": DlibResNet, "mobilefacenet": MobileFaceNet, "swin_b": Swin}[kind]
     backbone = build(**SMALL[kind])
     template, metric = ("dlib", "euclidean") if kind == "dlib_resnet" else ("arcface", "cosine")
     teacher = Teacher(backbone, name=kind, template=template, metric=metric, licence="none", source="test")
@@ -56,15 +58,20 @@ def small_teacher(kind: str = "dlib_resnet") -> Teacher:
 
 def train(folder: str, kind: str, method: str, stop_after: int | None = None, **changes: Any) -> dict[str, Tensor]:
     """Fine-tune a small teacher on made faces; its weights afterwards."""
-    precision = changes.pop("precision", "32")
+    device, strategy, precision = (
+        changes.pop(*one) for one in (("device", "cpu"), ("strategy", "auto"), ("precision", "32"))
+    )
     options = {"steps": 6, "batch": 8, "lr": 1e-3, "dropout": 0.0, "clip": 5.0} | changes
     teacher = small_teacher(kind)
     if method == "petalface":
         teacher.alpha = Brightness()
     how = finetune_settings(method, **options)
-    fabric = create_fabric(precision=precision)
-    finetune(teacher, people(), how, 3, fabric, Path(folder), checkpoint_every=2, stop_after=stop_after)
-    return {name: value.detach().clone() for name, value in teacher.backbone.state_dict().items()}
+    fabric = create_fabric(device, strategy=strategy, precision=precision, backbone=teacher.backbone)
+    faces = people()
+    if how.unlabelled:
+        faces = replace(faces, identities=np.where(faces.identities < 8, faces.identities, -1))
+    finetune(teacher, faces, how, 3, fabric, Path(folder), checkpoint_every=2, stop_after=stop_after)
+    return {name: value.detach().cpu().clone() for name, value in teacher.backbone.state_dict().items()}
 
 
 def train_as_rank(folder: str, kind: str, method: str, changes: dict[str, Any]) -> dict[str, Tensor]:
