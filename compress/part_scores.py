@@ -15,7 +15,7 @@ from faces.errors import UserError
 from faces.files import fingerprint, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, Roc, bootstrap_interval, correct_by_fold, read_pairs
-from teachers.registry import create_teacher
+from teachers.registry import create_teacher, weight_files
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,12 @@ def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
 
 def teacher_features(teacher: str, faces: Faces, folder: Path, mirror: bool = False) -> np.ndarray:
     """Of the faces at full size, (N, D) float32, with `mirror` the mean with their mirror images'; kept in `folder`,
-    where the tables of modes find them too."""
-    cache = folder / f"features-{fingerprint([teacher, faces.keys, *(['mirror'] if mirror else [])])}.npy"
+    where the tables of modes find them too, and computed anew where the teacher's file holds other bytes.
+
+    UserError on an unknown teacher or one that cannot be read.
+    """
+    key = fingerprint([teacher, faces.keys, *(["mirror"] if mirror else [])], weight_files(teacher))
+    cache = folder / f"features-{key}.npy"
     if not cache.is_file():
         bar = progress_bar(Console(stderr=True), f"features of {len(faces)} faces", len(faces))
         with bar as advance, threads(cores()), whole(cache) as temporary:

@@ -23,7 +23,7 @@ from faces.files import fingerprint, sha256, whole, write_json, write_text
 from faces.sources import open_faces
 from faces.verification import Pairs, bootstrap_interval, correct_by_fold, read_pairs, similarity
 from students.train import train_student
-from teachers.registry import create_single
+from teachers.registry import create_single, weight_files
 
 
 @click.command()
@@ -111,11 +111,12 @@ class _Study:
 
     def _features(self, file: Path | None) -> np.ndarray:
         """The teacher's features of the training faces at full size, (N, D), cached."""
-        key = fingerprint([self.config.teacher.name, file and sha256(file), self.train.keys])
+        name = self.config.teacher.name
+        key = fingerprint([name, file and sha256(file), self.train.keys], weight_files(name))
         cache = self.folder / f"features-{key}.npy"
         if not cache.is_file():
             with threads(cores()), whole(cache) as temporary:
-                np.save(temporary.open("wb"), create_single(self.config.teacher.name, file).embed_faces(self.train))
+                np.save(temporary.open("wb"), create_single(name, file).embed_faces(self.train))
         return np.load(cache, allow_pickle=False)
 
     def _right(self, name: str, file: Path | None, seeds: int) -> dict[str, np.ndarray]:
