@@ -16,6 +16,7 @@ from compress.part_scores import (
     METRICS,
     SEEDS,
     cell,
+    check_models,
     gap_cell,
     mean_values,
     open_parts,
@@ -77,6 +78,7 @@ def adaptation(
     A row is kept as it ends, so a stopped command continues; rows that were not trained say so.
     """
     config = load_config("standard", None, {"teacher.name": teachers[0], "distill.student": student}, settings)
+    check_models(config, teachers, read_only)
     parts = open_parts(vals)
     train = concatenate([open_faces(spec) for spec in specs])
     study = Study(config, train, parts, folder)

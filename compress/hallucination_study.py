@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 
 from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
-from compress.part_scores import METRICS, cell, gap_cell, open_parts, table
+from compress.part_scores import METRICS, cell, check_trained, gap_cell, open_parts, table
 from faces.cli import run_cli
 from faces.dataset import concatenate
 from faces.errors import UserError
@@ -60,6 +60,7 @@ def hallucination(
     A stopped command continues where it was, ESPCN's training included.
     """
     net = create_single(teacher)
+    check_trained(teacher)
     for px in sizes:
         largest_scale(px, net.input_px)  # A size that cannot be enlarged is told before any work.
     by_px = _open_students(students, sizes)

@@ -22,6 +22,7 @@ from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import whole, write_json, write_text
 from faces.sources import open_faces, recognise
+from students.registry import create_student, load_weights
 
 IMAGES = (1, 5, 10, 25)
 """Training images a person; the paper has 25, and 5 to test on."""
@@ -69,6 +70,8 @@ def head(
     named = {Path(name).name: _weights(config, name) for name in files}
     if len(named) < len(files):
         raise UserError(f"two of --student-weights have the same name: {', '.join(files)}")
+    for file in named.values():
+        load_weights(create_student(student), file)
     target, images = open_target(concatenate([open_faces(spec) for spec in specs]), counts)
     told = measure(config, named, target, images, seeds, folder, read_only)
     told["data"] = [Path(spec).name for spec in specs]

@@ -18,6 +18,7 @@ from compress.part_scores import (
     SEEDS,
     Part,
     cell,
+    check_models,
     gap_cell,
     mean_values,
     open_parts,
@@ -68,14 +69,20 @@ def modes(
     known = {row.name for table in chosen.values() for row in table.rows}
     if unknown := set(names) - known:
         raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
+    named = _teachers(teacher, second)
+    work = {
+        name: [row for row in one.rows if (not names or row.name in names) and named[row.teachers]]
+        for name, one in chosen.items()
+    }
+    needed = [one for rows in work.values() for row in rows if (one := named[row.teachers])]
+    check_models(config, needed, read_only)
     train = concatenate([open_faces(spec) for spec in specs])
     study = _Study(config, second, train, open_parts(vals), folder)
     for name, one in chosen.items():
         for seed in () if read_only else seeds:
-            for row in one.rows:
-                if (not names or row.name in names) and (second or row.teachers == "first"):
-                    click.echo(f"{name}: {row.name}, seed {seed}", err=True)
-                    study.run(row, seed)
+            for row in work[name]:
+                click.echo(f"{name}: {row.name}, seed {seed}", err=True)
+                study.run(row, seed)
         rows = [study.entry(one, row) for row in one.rows]
         told = {"title": one.title, "baseline": one.baseline, "student": student, "teacher": teacher,
                 "second": second and second.rpartition("/")[2], "samples": config.distill.samples,
@@ -90,19 +97,19 @@ def modes(
         console.print(Markdown(text))
 
 
+def _teachers(first: str, second: str | None) -> dict[str, str | None]:
+    """By `Row.teachers`; None where a second teacher is needed and none was named."""
+    return {"first": first, "second": second, "both": second and f"{first}+{second}"}
+
+
 class _Study:
     def __init__(self, config: Config, second: str | None, train: Faces, parts: list[Part], folder: Path) -> None:
-        self.config, self.second, self.train, self.parts, self.folder = config, second, train, parts, folder
-
-    def _teacher(self, row: Row) -> str | None:
-        """None where the row needs a second teacher and none was named."""
-        first = self.config.teacher.name
-        both = self.second and f"{first}+{self.second}"
-        return {"first": first, "second": self.second, "both": both}[row.teachers]
+        self.config, self.train, self.parts, self.folder = config, train, parts, folder
+        self.teachers = _teachers(config.teacher.name, second)
 
     def _path(self, row: Row, seed: int) -> Path:
         made = [
-            self._teacher(row),
+            self.teachers[row.teachers],
             row.mirror,
             row.virtual,
             dataclasses.asdict(self.config.adapt),
@@ -115,7 +122,7 @@ class _Study:
 
     def run(self, row: Row, seed: int) -> None:
         """Distil and measure unless that was done; keeps the scores of the pairs (P,) by PART/PROTOCOL."""
-        path, teacher = self._path(row, seed), self._teacher(row)
+        path, teacher = self._path(row, seed), self.teachers[row.teachers]
         if path.is_file() or teacher is None:
             return
         how = dataclasses.replace(self.config.distill, **row.changes)
@@ -167,7 +174,7 @@ class _Study:
 
     def _values(self, row: Row) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
         """The seeds that were trained, and by PART/PROTOCOL and metric the mean over them of each pair's value."""
-        paths = {seed: self._path(row, seed) for seed in range(SEEDS) if self._teacher(row)}
+        paths = {seed: self._path(row, seed) for seed in range(SEEDS) if self.teachers[row.teachers]}
         held = {seed: dict(np.load(path, allow_pickle=False)) for seed, path in paths.items() if path.is_file()}
         pairs = {part.name: part.pairs for part in self.parts}
         return list(held), {

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from compress.config import Config
+from compress.distill import start_student
 from compress.run import cores, progress_bar, threads
 from compress.teach import embed
 from faces.dataset import Faces
@@ -15,7 +17,9 @@ from faces.errors import UserError
 from faces.files import fingerprint, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, Roc, bootstrap_interval, correct_by_fold, read_pairs
-from teachers.registry import create_teacher, weight_files
+from students.registry import create_student
+from teachers.names import members
+from teachers.registry import create_teacher, is_stand_in, weight_files
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,24 @@ def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
             raise UserError(f"two of --val are named {name!r}: rename one of the files, or measure on one at a time")
         parts.append(Part(name, faces, read_pairs(Path(file), faces.keys)))
     return parts
+
+
+def check_models(config: Config, teachers: Iterable[str], read_only: bool = False) -> None:
+    """UserError for a student or a teacher that a study cannot have, told before it reads any face. `read_only`: no
+    weights will be read, the student's name alone is looked at."""
+    create_student(config.distill.student)
+    if not read_only:
+        start_student(config.distill, 0)
+        for teacher in dict.fromkeys(teachers):
+            check_trained(teacher)
+            create_teacher(teacher)
+
+
+def check_trained(teacher: str) -> None:
+    """UserError where a bootstrap would stand in, which a study does not fit."""
+    for one, _ in members(teacher, None):
+        if is_stand_in(one):
+            raise UserError(f"{one} has no weights here, and a study fits no bootstrap: name another teacher")
 
 
 def teacher_features(teacher: str, faces: Faces, folder: Path, mirror: bool = False) -> np.ndarray:

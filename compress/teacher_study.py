@@ -13,6 +13,7 @@ from rich.progress import track
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import prepare, start_student
+from compress.part_scores import check_models, check_trained
 from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
@@ -54,6 +55,10 @@ def teachers(
             raise UserError(f"--tuned takes NAME=FILE with an existing file, got {one!r}")
         files[name] = Path(file)
     config = load_config("quick", None, {"teacher.name": teacher, "distill.student": student}, settings)
+    check_models(config, ())
+    check_trained(teacher)
+    for weights in files.values():
+        create_single(teacher, weights)
     with threads(1):
         train, test = concatenate([open_faces(spec) for spec in specs]), open_faces(val[0])
         study = _Study(config, train, test, read_pairs(Path(val[1]), test.keys), folder)

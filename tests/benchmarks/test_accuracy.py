@@ -182,6 +182,24 @@ def test_a_student_from_each_teacher(data, detector, small_table, tmp_path):
     assert (done.exit_code, sha256(tmp_path / "out/students-by-teacher.json")) == (0, digest)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--teacher", "swin_b"), "swin_b has no weights here"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--student", "tiny17"), "unknown student 'tiny17'"),
+        (("--tuned", f"broken={__file__}"), "neither a safetensors file nor"),
+    ],
+)
+def test_models_that_cannot_be_had_are_told_before_any_face_is_read(data, tmp_path, monkeypatch, more, said):
+    monkeypatch.setattr("compress.teacher_study.open_faces", None)
+    folder, pairs = data
+    arguments = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs, "--folder", tmp_path / "study"]
+    done = CliRunner().invoke(study.main, [str(one) for one in (*arguments, "--out", tmp_path / "out", *more)])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert said in done.output
+
+
 def test_wrong_input_is_one_line(data, tmp_path):
     folder, pairs = data
     for more in (["--val", folder / "val", folder / "none.csv"], ["--data", folder / "nowhere"]):

@@ -90,6 +90,8 @@ def test_another_size_has_no_row_of_a_student_that_was_not_given(data, tmp_path)
         (("--student", "tiny16", "--px", "32"), "no --px 16 was given"),
         (("--px", "16", "--px", "96"), "96 px leave nothing to enlarge"),
         (("--teacher", "a+b"), "is an ensemble"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--teacher", "swin_b"), "swin_b has no weights here"),
     ],
 )
 def test_mistakes_are_told_in_one_line(data, tmp_path, more, said):
