@@ -33,15 +33,18 @@ from faces.sources import open_faces
 @click.command()
 @click.option("--teacher", "teachers", multiple=True, default=("dlib_resnet",), show_default=True, metavar="NAME",
               help="As in the pipeline, also several joined by +. Repeats: all cases for each.")  # fmt: skip
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC",
               help="Faces to learn from, most of them of named people. Repeats.")  # fmt: skip
 @click.option("--val", "vals", nargs=2, multiple=True, required=True, metavar="SPEC PAIRS.csv",
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
 @click.option("--row", "names", multiple=True, type=click.Choice([case.name for case in CASES]), metavar="NAME",
-              help=f"Repeats. Default: all of {'; '.join(case.name for case in CASES)}.")  # fmt: skip
+              help="Train only these cases. Repeats. "
+              f"Default: all of {'; '.join(case.name for case in CASES)}.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True, help="Repeats.")  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=200000 or distill.loss=regression (the "

@@ -30,15 +30,18 @@ _PEOPLE = 5
 
 
 @click.command()
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--student-weights", "files", multiple=True, default=("zoo",), show_default=True, metavar="FILE|zoo",
-              help="A trained student. Repeats: one curve each.")  # fmt: skip
-@click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="The target set. Repeats.")
+              help="A trained student: a safetensors file, or the package's own. Repeats: one curve each.")  # fmt: skip
+@click.option("--data", "specs", multiple=True, required=True, metavar="SPEC",
+              help="The target set: faces of named people. Repeats.")  # fmt: skip
 @click.option("--images", "counts", multiple=True, type=click.IntRange(1), metavar="N",
               help="Training images a person; only people with more than the largest count take part. Repeats. "
               f"Default: those of {', '.join(map(str, IMAGES))} that leave {_PEOPLE} people.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True, help="Repeats.")  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, of distill.*: for the network from scratch.")  # fmt: skip

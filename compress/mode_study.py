@@ -39,20 +39,29 @@ from students.train import train_student
 
 
 @click.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--second", metavar="NAME", help="The second teacher of the rows with two, e.g. onnx:FILE.")
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the student learns from, as in the pipeline, e.g. onnx:FILE.")  # fmt: skip
+@click.option("--second", metavar="NAME", help="Another teacher, for the rows with two. Default: those are not run.")
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", "vals", nargs=2, multiple=True, required=True, metavar="SPEC PAIRS.csv",
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
-@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
-@click.option("--row", "names", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
+@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
+              help="What is compared: modes and losses of distillation, classification losses, or the recipe, one "
+              "change at a time. Repeats. Default: all.")  # fmt: skip
+@click.option("--row", "names", multiple=True, metavar="NAME",
+              help='Train only rows of this name, e.g. "sc, relational". Repeats.')  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True)  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the tables of what was trained.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline, for all rows.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=150000. Repeats.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True,
+              help="Where rows and teachers' features are kept, for the study of the adaptation too.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+              help="Where STUDENT-TABLE.json and .md go.")  # fmt: skip
 @run_cli
 def modes(
     teacher: str, second: str | None, student: str, specs: tuple[str, ...], vals: tuple[tuple[str, str], ...],

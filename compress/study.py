@@ -65,18 +65,23 @@ main.add_command(hallucination)
 
 
 @main.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--student", default="tiny16", show_default=True)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True)
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the students learn from, as in the pipeline; --set teacher.weights=FILE.")  # fmt: skip
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True,
+              help="The settings that --set changes, as in the pipeline.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="How many identity splits.")
 @click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first split.")
 @click.option(
     "--row", "rows", multiple=True, type=click.Choice(["teacher", *ROWS]), default=("teacher", *ROWS),
-    metavar="ROW", help=f"Repeats. Default: all of teacher, {', '.join(ROWS)}.",
+    metavar="ROW", help=f"Train only these. Repeats. Default: all of teacher, {', '.join(ROWS)}.",
 )  # fmt: skip
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True,
+              help="Where rows are kept, and splits.json and splits.md go.")  # fmt: skip
 @run_cli
 def splits(
     teacher: str,

@@ -28,15 +28,22 @@ from teachers.registry import create_single, weight_files
 
 
 @click.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--tuned", multiple=True, metavar="NAME=FILE", help="A fine-tuned teacher of it. Repeats.")
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the student learns from in the row `none`: one network, as in the pipeline.")  # fmt: skip
+@click.option("--tuned", multiple=True, metavar="NAME=FILE",
+              help="Another row: the same teacher, fine-tuned; FILE is from teachers.finetune. Repeats.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", nargs=2, required=True, metavar="SPEC PAIRS.csv", help="Other people, and their fixed pairs.")
-@click.option("--student", default="tiny16", show_default=True)
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(2))
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teacher-study"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(2),
+              help="How many students of each teacher, from seed 0 on; the table is their mean.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teacher-study"), show_default=True,
+              help="Where rows and teachers' features are kept.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True,
+              help="Where students-by-teacher.json and .md go.")  # fmt: skip
 @run_cli
 def teachers(
     teacher: str, tuned: tuple[str, ...], specs: tuple[str, ...], val: tuple[str, str], student: str, seeds: int,
