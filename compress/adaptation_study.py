@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.markdown import Markdown
 
 from compress.adaptation_figure import draw
@@ -24,7 +23,7 @@ from compress.part_scores import (
     summary,
     table,
 )
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.files import write_json, write_text
 from faces.sources import open_faces
@@ -108,7 +107,7 @@ def adaptation(
     text = _markdown(told, [part.name for part in parts])
     write_text(out / "adaptation.md", text)
     draw(told, out / "adaptation.svg")
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _short(teacher: str) -> str:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markdown import Markdown
 
 from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
 from compress.part_scores import METRICS, cell, check_trained, gap_cell, open_parts, table
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.errors import UserError
 from faces.files import sha256, write_json, write_text
@@ -76,7 +75,7 @@ def hallucination(
     write_json(out / "hallucination.json", told)
     text = _markdown(told, [part.name for part in parts])
     write_text(out / "hallucination.md", text)
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _open_students(given: tuple[str, ...], sizes: tuple[int, ...]) -> dict[int, Student]:

@@ -17,7 +17,7 @@ from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
 from compress.part_scores import SEEDS, cell, people_summary, table
 from compress.run import Run, progress_bar
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import whole, write_json, write_text
@@ -174,7 +174,7 @@ def write(told: dict[str, Any], folder: Path, name: str) -> None:
     text = _markdown(told)
     write_text(folder / f"{name}.md", text)
     draw(told, folder / f"{name}.svg")
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _markdown(told: dict[str, Any]) -> str:

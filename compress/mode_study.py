@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.markdown import Markdown
 
 from compress.adapt import fit_adapter
@@ -29,7 +28,7 @@ from compress.part_scores import (
 from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate, virtual_faces
 from faces.errors import UserError
 from faces.files import fingerprint, whole, write_json, write_text
@@ -83,8 +82,8 @@ def modes(
         name: [row for row in one.rows if (not names or row.name in names) and named[row.teachers]]
         for name, one in chosen.items()
     }
-    needed = [one for rows in work.values() for row in rows if (one := named[row.teachers])]
-    check_models(config, needed, read_only)
+    needed = [named[row.teachers] for rows in work.values() for row in rows]
+    check_models(config, filter(None, needed), read_only)
     train = concatenate([open_faces(spec) for spec in specs])
     study = _Study(config, second, train, open_parts(vals), folder)
     for name, one in chosen.items():
@@ -99,11 +98,7 @@ def modes(
         write_json(out / f"{student}-{name}.json", told)
         text = _markdown(told, [part.name for part in study.parts])
         write_text(out / f"{student}-{name}.md", text)
-        console = Console()
-        if not console.is_terminal:
-            # A pipe has no width; 80 columns would cut the words.
-            console = Console(width=200)
-        console.print(Markdown(text))
+        table_console().print(Markdown(text))
 
 
 def _teachers(first: str, second: str | None) -> dict[str, str | None]:

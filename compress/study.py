@@ -29,7 +29,7 @@ from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
@@ -225,7 +225,7 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
         shown.add_row(*cells)
     write_json(out / "splits.json", {"schema": 1, "torch": torch.__version__, "rows": table, "config": as_dict(config)})
     write_text(out / "splits.md", "\n".join(lines) + "\n")
-    Console().print(shown)
+    table_console().print(shown)
 
 
 def _summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

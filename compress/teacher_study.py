@@ -17,7 +17,7 @@ from compress.part_scores import check_models, check_trained
 from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
@@ -80,7 +80,7 @@ def teachers(
     write_json(out / "students-by-teacher.json", found)
     text = _markdown(found)
     write_text(out / "students-by-teacher.md", text)
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 class _Study:

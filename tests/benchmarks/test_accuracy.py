@@ -87,7 +87,8 @@ def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_t
     assert "| octuplet | 0 | not run |" in text
     assert "| none | 1 |" in text
     assert "same@7" in text
-    invoke(data, tmp_path, "--table", "octuplet")
+    shown = invoke(data, tmp_path, "--table", "octuplet").output
+    assert " mean, points from baseline " in shown, "piped, the table was cut"
     table = json.loads((tmp_path / "results/octuplet.json").read_text())
     octuplet = next(row for row in table["rows"] if row["row"] == "octuplet")
     told = octuplet["parts"]["val"]

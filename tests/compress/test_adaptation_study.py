@@ -100,6 +100,7 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     assert found["no cross-dataset step"]["closed_set"]["full"]["points"] > 60
     text = (tmp_path / "adaptation.md").read_text()
     assert "closed-set, full" in text
+    assert " compression without distillation  dlib_resnet " in done.output, "piped, the table was cut"
     assert "| compression without distillation | dlib_resnet | 0 | not run |" in text
     assert "closed-set, full" in (tmp_path / "adaptation.svg").read_text()
 

@@ -60,6 +60,7 @@ def test_the_table_holds_what_each_way_gives_and_costs(data, tmp_path, monkeypat
     assert rows["student tiny16"]["faces_per_cpu_second"] > 5 * rows["ESPCN"]["faces_per_cpu_second"]
     text = (tmp_path / "hallucination.md").read_text()
     assert "same@16" in text
+    assert " multiply-accumulates, million  faces per CPU second  student is faster by " in done.output, "piped, cut"
     assert "| student tiny16 |" in text
 
     def refuse(*_, **__):

@@ -114,6 +114,7 @@ def test_curves_of_a_student_as_it_is_fine_tuned_and_from_scratch(people, tmp_pa
     assert found[FINETUNED, 4]["top1"]["points"] < found[SCRATCH, 4]["top1"]["points"]
     assert found[FINETUNED, 4]["top1"]["points"] < found[FINETUNED, 1]["top1"]["points"]
     assert (tmp_path / "tiny16-head.svg").is_file()
+    assert max(map(len, done.output.splitlines())) > 80, "piped, the table was cut"
     assert "closed-set" in (tmp_path / "tiny16-head.md").read_text()
     before = (tmp_path / "tiny16-head.json").read_bytes()
     assert head(people, tmp_path, *arguments).exit_code == 0

@@ -63,6 +63,7 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     assert found["s, relational"]["seeds"] == []
     text = (tmp_path / "tiny16-modes.md").read_text()
     assert "| s, relational | 0 | not run |" in text
+    assert " sc, regression, two teachers " in done.output, "piped, the table was cut"
     assert "640 degraded faces" in text
     assert "| row | seeds | same@16 | from baseline | TPR at FPR 10% | cross@16 |" in text
 
