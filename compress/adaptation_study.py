@@ -8,24 +8,23 @@ import click
 import numpy as np
 from rich.markdown import Markdown
 
+from benchmarks.output import table
 from compress.adaptation_figure import draw
 from compress.adaptation_rows import CASES, PROPOSED, Case, Study
 from compress.config import load_config
 from compress.part_scores import (
     METRICS,
     SEEDS,
-    cell,
     check_models,
-    gap_cell,
     mean_values,
-    open_parts,
     people_summary,
     summary,
-    table,
+    two_cells,
 )
 from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.files import write_json, write_text
+from faces.parts import open_parts
 from faces.sources import open_faces
 
 
@@ -183,7 +182,7 @@ def _table(rows: list[dict[str, Any]], part: str, metric: str | None) -> list[st
     heads = ["row", "teacher", "seeds", *(text for p in protocols for text in (mark + p, "points from proposed"))]
     body = []
     for row in rows:
-        cells = [text for p in protocols for text in (cell(held(row).get(p)), gap_cell(held(row).get(p)))]
+        cells = [text for p in protocols for text in two_cells(held(row).get(p))]
         if not row["seeds"]:
             cells = ["not run", *["-"] * (2 * len(protocols) - 1)]
         body.append([row["row"], row["teacher"] or "none", str(len(row["seeds"])), *cells])

@@ -7,13 +7,15 @@ from typing import Any
 import click
 from rich.markdown import Markdown
 
+from benchmarks.output import table
 from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
-from compress.part_scores import METRICS, cell, check_trained, gap_cell, open_parts, table
+from compress.part_scores import METRICS, check_trained, two_cells
 from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.errors import UserError
 from faces.files import sha256, write_json, write_text
+from faces.parts import open_parts
 from faces.sources import open_faces
 from students.registry import create_student, load_weights, zoo_file
 from teachers.registry import create_single
@@ -119,7 +121,7 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
             body = []
             for row in one["rows"]:
                 mine = row["parts"].get(part, {})
-                cells = [text for m in metrics for text in (cell(mine.get(m)), gap_cell(mine.get(m)))]
+                cells = [text for m in metrics for text in two_cells(mine.get(m))]
                 noise = mine.get("psnr_db")
                 body.append([row["row"], *cells, "-" if noise is None else f"{noise:.2f}"])
             lines += ["", f"`{part}`:", "", *table(heads, body)]

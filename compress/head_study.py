@@ -11,11 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.output import cell, table
 from compress.config import Config, Distill, load_config
 from compress.distill import STUDENT, weights_file
 from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
-from compress.part_scores import SEEDS, cell, people_summary, table
+from compress.part_scores import SEEDS, people_summary
 from compress.run import Run, progress_bar
 from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate

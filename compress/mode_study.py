@@ -8,6 +8,7 @@ import click
 import numpy as np
 from rich.markdown import Markdown
 
+from benchmarks.output import cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import own_features, prepare, start_student
@@ -15,23 +16,21 @@ from compress.mode_rows import TABLES, Row, Table
 from compress.part_scores import (
     METRICS,
     SEEDS,
-    Part,
-    cell,
     check_models,
-    gap_cell,
     mean_values,
-    open_parts,
     summary,
-    table,
     teacher_features,
+    two_cells,
 )
+from compress.rows import read_row, row_file, write_row
 from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate, virtual_faces
 from faces.errors import UserError
-from faces.files import fingerprint, whole, write_json, write_text
+from faces.files import fingerprint, write_json, write_text
+from faces.parts import Part, open_parts
 from faces.sources import open_faces
 from faces.verification import similarity
 from students.train import train_student
@@ -122,7 +121,7 @@ class _Study:
             self.train.keys,
             [(part.name, part.faces.keys, *(x.tolist() for x in (part.pairs.a, part.pairs.b))) for part in self.parts],
         ]
-        return self.folder / "rows" / f"{row.name.replace(' ', '-').replace(',', '')}-{seed}-{fingerprint(made)}.npz"
+        return row_file(self.folder, made, row.name, seed)
 
     def run(self, row: Row, seed: int) -> None:
         """Distil and measure unless that was done; keeps the scores of the pairs (P,) by PART/PROTOCOL."""
@@ -155,8 +154,7 @@ class _Study:
                 # A student of other width than its target has no common space with it.
                 if part.name in shared and shared[part.name].shape[1] == low.shape[1]:
                     scores[f"{part.name}/cross@{px}"] = similarity(shared[part.name][a], low[b], "cosine")
-        with whole(path) as temporary:
-            np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
+        write_row(path, scores)
 
     def _faces(self, row: Row) -> Faces:
         """The faces that a row's student learns from."""
@@ -178,8 +176,8 @@ class _Study:
 
     def _values(self, row: Row) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
         """The seeds that were trained, and by PART/PROTOCOL and metric the mean over them of each pair's value."""
-        paths = {seed: self._path(row, seed) for seed in range(SEEDS) if self.teachers[row.teachers]}
-        held = {seed: dict(np.load(path, allow_pickle=False)) for seed, path in paths.items() if path.is_file()}
+        seeds = range(SEEDS) if self.teachers[row.teachers] else ()
+        held = {seed: kept for seed in seeds if (kept := read_row(self._path(row, seed))) is not None}
         pairs = {part.name: part.pairs for part in self.parts}
         return list(held), {
             name: mean_values([one[name] for one in held.values()], pairs[name.partition("/")[0]])
@@ -209,11 +207,7 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
         body = []
         for row in told["rows"]:
             found = [row["parts"][part].get(protocol, {}) for protocol in protocols]
-            cells = [
-                text
-                for one in found
-                for text in (cell(one.get("accuracy")), gap_cell(one.get("accuracy")), cell(one.get("tpr")))
-            ]
+            cells = [text for one in found for text in (*two_cells(one.get("accuracy")), cell(one.get("tpr")))]
             if cells and not row["seeds"]:
                 cells[:1] = ["not run"]
             body.append([row["row"], str(len(row["seeds"])), *cells])

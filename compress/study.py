@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 
+from benchmarks import output
 from compress import data
 from compress.adapt import fit_adapter
 from compress.adaptation_study import adaptation
@@ -206,6 +207,7 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
     for entry in students:
         if entry is not best:
             entry["behind_best"] = _paired(best["accuracy"], entry["accuracy"])
+    heads, cells = ("row", "protocol", "mean", "sd", "by split", "behind best"), [list(_cells(one)) for one in table]
     teacher, student = config.teacher.name, config.distill.student
     lines = [
         f"Teacher {teacher}, student {student}, {' + '.join(config.data.public)}, "
@@ -213,16 +215,11 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
         f"{len(best['accuracy'])} identity splits, each the mean of {PAIR_DRAWS} draws of pairs. "
         f"Behind best: mean paired difference with its 95% t-interval.",
         "",
-        "| row | protocol | mean | sd | by split | behind best |",
-        "|---|---|---|---|---|---|",
+        *output.table(heads, cells),
     ]
-    shown = Table(box=box.SIMPLE_HEAD)
-    for heading in ("row", "protocol", "mean", "sd", "by split", "behind best"):
-        shown.add_column(heading)
-    for entry in table:
-        cells = list(_cells(entry))
-        lines.append("| " + " | ".join(cells) + " |")
-        shown.add_row(*cells)
+    shown = Table(*heads, box=box.SIMPLE_HEAD)
+    for line in cells:
+        shown.add_row(*line)
     write_json(out / "splits.json", {"schema": 1, "torch": torch.__version__, "rows": table, "config": as_dict(config)})
     write_text(out / "splits.md", "\n".join(lines) + "\n")
     table_console().print(shown)

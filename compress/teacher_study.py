@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
+from benchmarks.output import cell, gap_cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import prepare, start_student
@@ -21,8 +22,9 @@ from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
+from faces.parts import Part, open_parts
 from faces.sources import open_faces
-from faces.verification import Pairs, bootstrap_interval, correct_by_fold, read_pairs, similarity
+from faces.verification import correct_by_fold, similarity
 from students.train import train_student
 from teachers.registry import create_single, weight_files
 
@@ -67,8 +69,8 @@ def teachers(
     for weights in files.values():
         create_single(teacher, weights)
     with threads(1):
-        train, test = concatenate([open_faces(spec) for spec in specs]), open_faces(val[0])
-        study = _Study(config, train, test, read_pairs(Path(val[1]), test.keys), folder)
+        train = concatenate([open_faces(spec) for spec in specs])
+        study = _Study(config, train, open_parts([val])[0], folder)
         work = [(name, seed) for seed in range(seeds) for name in files]
         for name, seed in track(work, "students", console=Console(stderr=True), transient=True):
             study.row(name, files[name], seed)
@@ -84,8 +86,8 @@ def teachers(
 
 
 class _Study:
-    def __init__(self, config: Config, train: Faces, test: Faces, pairs: Pairs, folder: Path) -> None:
-        self.config, self.train, self.test, self.pairs, self.folder = config, train, test, pairs, folder
+    def __init__(self, config: Config, train: Faces, part: Part, folder: Path) -> None:
+        self.config, self.train, self.part, self.folder = config, train, part, folder
 
     def _name(self, name: str, file: Path | None, seed: int) -> str:
         how = self.config
@@ -97,7 +99,7 @@ class _Study:
         path = self.folder / f"{self._name(name, file, seed)}.json"
         if path.is_file():
             return json.loads(path.read_text())
-        how, (train, test) = self.config.distill, (self.train, self.test)
+        how, train, test, pairs = self.config.distill, self.train, self.part.faces, self.part.pairs
         adapter, _ = fit_adapter(self._features(file), train.identities, self.config.adapt, seed)
         targets = adapter.targets(self._features(file))
         student = start_student(how, seed)
@@ -110,11 +112,11 @@ class _Study:
         with threads(cores()):
             gallery = adapter.targets(teacher.embed_faces(test))
         scores = {
-            f"same@{px}": similarity(low[self.pairs.a], low[self.pairs.b], "cosine"),
+            f"same@{px}": similarity(low[pairs.a], low[pairs.b], "cosine"),
             # The first face by the adapted teacher at full size: the student shares its space.
-            f"cross@{px}": similarity(gallery[self.pairs.a], low[self.pairs.b], "cosine"),
+            f"cross@{px}": similarity(gallery[pairs.a], low[pairs.b], "cosine"),
         }
-        right = {protocol: correct_by_fold(values, self.pairs) for protocol, values in scores.items()}
+        right = {protocol: correct_by_fold(values, pairs) for protocol, values in scores.items()}
         with whole(path.with_suffix(".npz")) as temporary:
             np.savez(temporary.open("wb"), **right)  # type: ignore[arg-type]
         found = {protocol: 100 * float(values.mean()) for protocol, values in right.items()}
@@ -141,17 +143,14 @@ class _Study:
         by_seed = [self.row(name, file, seed) for seed in range(seeds)]
         entry: dict[str, Any] = {"teacher": name, "protocols": {}}
         for protocol, values in mine.items():
-            gap = values - plain[protocol]
+            told, gap = (self.part.interval(one) for one in (values, values - plain[protocol]))
             entry["protocols"][protocol] = {
-                "accuracy": 100 * float(values.mean()),
-                "ci95": self._interval(values),
+                "accuracy": told["points"],
+                "ci95": told["ci95"],
                 "by_seed": [one[protocol] for one in by_seed],
-                "against_none": None if name == "none" else [100 * float(gap.mean()), *self._interval(gap)],
+                "against_none": None if name == "none" else [gap["points"], *gap["ci95"]],
             }
         return entry
-
-    def _interval(self, values: np.ndarray) -> list[float]:
-        return [100 * bound for bound in bootstrap_interval(values, self.pairs, self.test.identities)]
 
 
 def _markdown(found: dict[str, Any]) -> str:
@@ -162,18 +161,17 @@ def _markdown(found: dict[str, Any]) -> str:
         f"faces seen by each student, {found['seeds']} seeds; accuracy in % on the fixed pairs of `{found['val']}`. "
         "`cross`: the first face embedded by the adapted teacher at full size.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
     ]
+    body = []
     for row in found["rows"]:
         cells = [row["teacher"]]
         for name in protocols:
             one = row["protocols"][name]
             gap = one["against_none"]
             cells += [
-                f"{one['accuracy']:.2f} [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]",
+                cell({"points": one["accuracy"], "ci95": one["ci95"]}),
                 " ".join(f"{value:.1f}" for value in one["by_seed"]),
-                "-" if gap is None else f"{gap[0]:+.2f} [{gap[1]:+.2f}, {gap[2]:+.2f}]",
+                gap_cell(gap and {"points": gap[0], "ci95": gap[1:]}),
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return "\n".join([*lines, *table(heads, body)]) + "\n"

@@ -59,8 +59,8 @@ def detector(monkeypatch):
     from faces.sources import reader
 
     real = reader.open_faces
-    monkeypatch.setattr("benchmarks.teacher_runs.open_faces", lambda spec: real(spec, aligned=True))
-    monkeypatch.setattr("compress.teacher_study.open_faces", lambda spec: real(spec, aligned=True))
+    for module in ("benchmarks.teacher_runs", "compress.teacher_study", "faces.parts"):
+        monkeypatch.setattr(f"{module}.open_faces", lambda spec: real(spec, aligned=True))
 
 
 def invoke(data, out, *more):

@@ -10,9 +10,9 @@ from orl_people import write_people
 from compress import adaptation_rows, adaptation_study, study
 from compress.adaptation_rows import CASES, softmax_recognises, split_faces
 from compress.config import Adapt, load_config
-from compress.part_scores import open_parts
 from faces.dataset import Faces
 from faces.errors import UserError
+from faces.parts import open_parts
 from faces.sources import open_faces
 
 SETTINGS = ("distill.samples=640", "distill.batch=64", "adapt.steps=60", "adapt.lr=0.01")

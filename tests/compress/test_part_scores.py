@@ -1,15 +1,13 @@
 """What scores say, against naive counts."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import onnx
 import pytest
 
 from compress import part_scores
-from compress.part_scores import Part, mean_values, pair_values, people_summary, summary, teacher_features
+from compress.part_scores import mean_values, pair_values, people_summary, summary, teacher_features
 from faces.dataset import Faces
-from faces.errors import UserError
+from faces.parts import Part
 from faces.verification import Pairs, correct_by_fold
 
 
@@ -84,14 +82,6 @@ def test_people_are_resampled_not_faces():
     # 30 people of one mind each: as wide as 30 coins, not as 600.
     assert np.diff(found["ci95"])[0] == pytest.approx(2 * 196 * np.sqrt(0.25 / 30), rel=0.25)
     assert people_summary(right, right, people)["against_baseline"] == {"points": 0.0, "ci95": [0.0, 0.0]}
-
-
-def test_two_parts_of_one_name_are_refused(monkeypatch):
-    monkeypatch.setattr(part_scores, "open_faces", lambda spec: SimpleNamespace(keys=()))
-    monkeypatch.setattr(part_scores, "read_pairs", lambda file, keys: None)
-    assert [part.name for part in part_scores.open_parts([("a/val.tar", "p.csv"), ("a/other.tar", "p.csv")])]
-    with pytest.raises(UserError, match="two of --val are named 'val'"):
-        part_scores.open_parts([("a/val.tar", "p.csv"), ("b/val.tar", "p.csv")])
 
 
 def write_embedder(file, factor):
