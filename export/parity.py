@@ -1,5 +1,6 @@
 """The gate: an artifact's embeddings against its model's, on the same faces, through the real runtime."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,3 +109,15 @@ def with_accuracy(
         else:
             reason += f"; {lost}, from {pairs.same.sum()} genuine pairs: {GENUINE_WANTED:,} are needed to decide by it"
     return parity.model_copy(update={"accuracy": gate, "passed": passed, "reason": reason})
+
+
+def excess(parity: Parity, precision: str) -> float:
+    """How far a compared artifact is from its model, in tolerances: above 1 it fails. The larger one of its cosine's
+    and, where that decides, its accuracy's; infinite where an embedding is unusable."""
+    if parity.cosine_min is None:
+        return math.inf
+    found = (1 - parity.cosine_min) / (1 - TOLERANCE[precision])
+    gate = parity.accuracy
+    if precision == "int8" and gate is not None and gate.decides:
+        return max(found, -gate.difference_ci95[0] / MOST_LOST)
+    return found
