@@ -142,7 +142,7 @@ class Bench:
         side = teacher.input_px
         trial = self._trial(WANTED_FACES, "full", lambda faces: crop(faces.images, faces.landmarks, teacher.template))
         if trial.images.shape[1] != side:
-            trial = Trial(reduce(trial.images, None, side), trial.identities, trial.pairs, trial.protocol, trial.data)
+            trial = replace(trial, images=reduce(trial.images, None, side))
         rng = np.random.default_rng([kit.seed, 16])
         few = self.train.subset(np.sort(rng.permutation(len(self.train))[:TEACHER_CALIBRATION_FACES]))
         calibration = crop(few.images, few.landmarks, teacher.template, side)
@@ -166,9 +166,9 @@ class Bench:
                 reference=reference_embeddings(teacher, trial.images),
             )
         fixed = merging.merged(teacher, alpha.value)
-        known = trial.identities >= 0
-        # Faces that only fill the trial up have no pairs and say nothing of accuracy.
-        prices = merge.price(teacher, fixed, trial.images[known], trial.pairs, trial.identities[known])
+        # The pairs count in unseen faces, unlabelled ones too; those that fill the trial up say nothing of accuracy.
+        own = slice(len(trial.images) - trial.filled)
+        prices = merge.price(teacher, fixed, trial.images[own], trial.pairs, trial.identities[own])
         card = subject.card.model_copy(update={"alpha": alpha.model_copy(update={"price": prices})})
         reference = reference_embeddings(merging.at_alpha(teacher, alpha.value), trial.images)
         return replace(subject, model=fixed, card=card, reference=reference)
@@ -186,7 +186,7 @@ class Bench:
         filled = self.train.subset(np.arange(min(len(self.train), max(0, WANTED_FACES - len(test)))))
         images = np.concatenate([cut(test), cut(filled)])
         identities = np.concatenate([test.identities, np.full(len(filled), -1)])
-        return Trial(images, identities, pairs, protocol, f"{kit.test_name}, test{said}")
+        return Trial(images, identities, pairs, protocol, f"{kit.test_name}, test{said}", len(filled))
 
 
 def student_crops(faces: Faces, px: int | None, input_px: int) -> np.ndarray:

@@ -28,7 +28,8 @@ class Trial:
     """Faces that the model was not trained on, as it sees them.
 
     images: (N, p, p, 3) uint8, at least 256; identities: (N,) int64, -1 where a face only counts for the numbers;
-    pairs: which of them are compared, or None; protocol and data: as in an accuracy row.
+    pairs: which of them are compared, or None; protocol and data: as in an accuracy row; filled: so many at the end
+    are no unseen people, but fill the trial up.
     """
 
     images: np.ndarray
@@ -36,6 +37,7 @@ class Trial:
     pairs: Pairs | None
     protocol: str
     data: str
+    filled: int = 0
 
 
 def run(artifact: Artifact, images: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
