@@ -12,7 +12,7 @@ from benchmarks.protocol_cli import protocols
 from benchmarks.teacher_rows import TABLES
 from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.files import write_json, write_text
 from teachers.finetune import progress_bar
 
@@ -68,7 +68,7 @@ def teachers(
         write_json(out / f"{name}.json", summary)
         write_text(out / f"{name}.md", text)
         teacher_plots.draw(bench, name, table, out)
-        Console().print(Markdown(text))
+        table_console().print(Markdown(text))
 
 
 main.add_command(protocols)

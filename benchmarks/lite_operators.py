@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.cpu_runtimes import open_runner
 from benchmarks.timing import random_faces
+from faces.errors import UserError
 
 Row = dict[str, Any]
 _ROUNDS, _CALLS = 5, 10
@@ -19,12 +20,13 @@ def by_operator(file: Path, batch: int, threads: int = 1) -> list[Row]:
     The network is run up to each of its operators; what an operator adds to the prefix before it is its time. The
     prefixes take turns and the best call of each counts, so that a lost core does not pass for an operator.
     An operator that a kernel fuses into the next one, or whose time drowns in the clock's noise, shows 0.
-    """
-    from ai_edge_litert.interpreter import Interpreter
 
+    UserError where LiteRT is not installed.
+    """
+    Interpreter, schema, flat = _litert()
     runner = open_runner(file, "litert", threads)
     faces = runner.prepare(random_faces(runner, batch))
-    steps = _steps(file)
+    steps = _steps(file, schema, flat)
     interpreters = []
     for content, _, _, _ in steps:
         interpreter = Interpreter(model_content=content, num_threads=threads)
@@ -43,6 +45,20 @@ def by_operator(file: Path, batch: int, threads: int = 1) -> list[Row]:
     return sorted(rows, key=lambda one: -one["micros"])
 
 
+def _litert() -> tuple[Any, Any, Any]:
+    """LiteRT's Interpreter, the schema of its files, and what reads and writes these."""
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.tools import flatbuffer_utils as flat
+    except ImportError as problem:
+        raise UserError(
+            f"operators of a TFLite file are timed in LiteRT, which is not installed ({problem}): "
+            "pip install ai-edge-litert"
+        ) from None
+    return Interpreter, schema, flat
+
+
 def _best(interpreter: Any) -> float:
     seconds = []
     for _ in range(_CALLS):
@@ -52,11 +68,8 @@ def _best(interpreter: Any) -> float:
     return min(seconds) * 1e6
 
 
-def _steps(file: Path) -> list[tuple[bytes, str, str, int | None]]:
+def _steps(file: Path, schema: Any, flat: Any) -> list[tuple[bytes, str, str, int | None]]:
     """For each operator: the model that ends with it, its name and kind, its multiply-accumulates of one face."""
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils as flat
-
     kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     found = []
     for count in range(1, len(flat.read_model(str(file)).subgraphs[0].operators) + 1):

@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.teacher_rows import Row, Table
-from benchmarks.teacher_runs import Bench, roc_of
+from benchmarks.teacher_runs import Bench
 from faces.align import crop
 from faces.degrade import reduce
 from faces.files import whole
+from faces.parts import roc_of
 from faces.quality import create_quality
 
 _ROC = {"octuplet": ("none", "octuplet")}
@@ -41,7 +42,7 @@ def _roc(bench: Bench, rows: list[Row], path: Path) -> None:
         for row, dashes in zip(rows, ("--", "-"), strict=True):
             scores = bench.scores(row, 0) or {}
             for i, level in enumerate(_LEVELS):
-                roc = roc_of(scores[f"{part.name}/{level}"], part)
+                roc = roc_of(scores[f"{part.name}/{level}"], part.pairs)
                 fmr, tmr = roc.curve()
                 place.plot(fmr, tmr, dashes, color=f"C{i}", linewidth=1.3,
                            label=f"{level}, {row.name} (EER {100 * roc.eer():.1f}%)")  # fmt: skip

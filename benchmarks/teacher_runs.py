@@ -19,8 +19,9 @@ from benchmarks.teacher_rows import Row
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
+from faces.parts import Part, open_parts, roc_of
 from faces.sources import open_faces
-from faces.verification import Pairs, Roc, correct_by_fold, read_pairs
+from faces.verification import correct_by_fold
 from teachers.alpha import ALPHA
 from teachers.evaluate import CROSS_PX, pair_scores
 from teachers.fabric import create_fabric
@@ -30,15 +31,6 @@ from teachers.settings import finetune_settings
 from teachers.teacher import Teacher
 
 SCORES = "scores.npz"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A validation part: its faces and its fixed pairs."""
-
-    name: str
-    faces: Faces
-    pairs: Pairs
 
 
 @dataclass(frozen=True)
@@ -68,11 +60,7 @@ class Bench:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        found = []
-        for spec, pairs in self.vals:
-            faces = open_faces(spec)
-            found.append(Part(Path(spec).stem, faces, read_pairs(Path(pairs), faces.keys)))
-        return tuple(found)
+        return tuple(open_parts(self.vals))
 
     def settings(self, row: Row) -> dict[str, Any]:
         changes = dict(row.changes)
@@ -167,7 +155,7 @@ class Bench:
         right = correct_by_fold(scores, part.pairs)
         return {
             "accuracy": round(100 * float(right.mean()), 3),
-            "eer": round(100 * roc_of(scores, part).eer(), 3),
+            "eer": round(100 * roc_of(scores, part.pairs).eer(), 3),
             "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
         }
 
@@ -202,8 +190,3 @@ def right_pairs(measured: dict[str, Any], count: int) -> NDArray[np.bool_]:
     """(count,): which pairs were right."""
     bits = np.frombuffer(base64.b64decode(measured["right"]), np.uint8)
     return np.unpackbits(bits, count=count).astype(bool)
-
-
-def roc_of(scores: NDArray[np.float32], part: Part) -> Roc:
-    """The ROC of a part's fixed pairs."""
-    return Roc(np.sort(scores[part.pairs.same]), np.sort(scores[~part.pairs.same]))

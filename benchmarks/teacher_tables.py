@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.output import cell, gap_cell, table
 from benchmarks.teacher_rows import Row, Table
-from benchmarks.teacher_runs import Bench, Part, right_pairs
-from faces.verification import bootstrap_interval
+from benchmarks.teacher_runs import Bench, right_pairs
+from faces.parts import Part
 from teachers.evaluate import CROSS_PX, protocol_name
 
 SEEING = 0.5
@@ -52,10 +53,10 @@ def _entry(
     entry["parts"] = {}
     for part in bench.parts:
         mine = {name.partition("/")[2]: v for name, v in right[row.name].items() if name.startswith(part.name + "/")}
-        told = {name: _interval(values, part) for name, values in mine.items()}
+        told = {name: _accuracy(values, part) for name, values in mine.items()}
         for name, one in told.items():
             one["eer"] = float(np.mean([run["measured"][f"{part.name}/{name}"]["eer"] for run in runs]))
-        told["mean"] = _interval(np.mean([mine[name] for name in CROSS], axis=0), part)
+        told["mean"] = _accuracy(np.mean([mine[name] for name in CROSS], axis=0), part)
         told["mean"]["by_seed"] = [
             float(np.mean([run["measured"][f"{part.name}/{name}"]["accuracy"] for name in CROSS])) for run in runs
         ]
@@ -66,21 +67,19 @@ def _entry(
     return entry
 
 
-def _interval(values: NDArray[np.float64], part: Part) -> dict[str, Any]:
-    low, high = bootstrap_interval(values, part.pairs, part.faces.identities)
-    return {"accuracy": 100 * float(values.mean()), "ci95": [100 * low, 100 * high]}
+def _accuracy(values: NDArray[np.float64], part: Part) -> dict[str, Any]:
+    found = part.interval(values)
+    return {"accuracy": found["points"], "ci95": found["ci95"]}
 
 
 def _against(
     mine: dict[str, NDArray[np.float64]], other: dict[str, NDArray[np.float64]], part: Part
 ) -> dict[str, dict[str, Any]]:
     """Paired differences, percentage points: at full size and of the mean over resolutions."""
-    found = {}
-    for name, names in (("full", ["full"]), ("mean", CROSS)):
-        gap = np.mean([mine[one] - other[f"{part.name}/{one}"] for one in names], axis=0)
-        low, high = bootstrap_interval(gap, part.pairs, part.faces.identities)
-        found[name] = {"points": 100 * float(gap.mean()), "ci95": [100 * low, 100 * high]}
-    return found
+    return {
+        name: part.interval(np.mean([mine[one] - other[f"{part.name}/{one}"] for one in names], axis=0))
+        for name, names in (("full", ["full"]), ("mean", CROSS))
+    }
 
 
 def markdown(summary: dict[str, Any], parts: list[str]) -> str:
@@ -88,20 +87,17 @@ def markdown(summary: dict[str, Any], parts: list[str]) -> str:
     lines = [f"### {summary['title']}", "", f"{summary['about']}.", ""]
     for part in parts:
         heads = ["row", "seeds", *CROSS, "mean", "mean, points from baseline", "full, points from baseline"]
-        lines += [f"`{part}`, accuracy in %:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        lines += ["| " + " | ".join(_cells(entry, part, summary["baseline"])) + " |" for entry in summary["rows"]]
-        lines.append("")
+        body = [_cells(entry, part, summary["baseline"]) for entry in summary["rows"]]
+        lines += [f"`{part}`, accuracy in %:", "", *table(heads, body), ""]
     same = [entry for entry in summary["rows"] if any("same" in name for name in _told(entry, parts[0]))]
     if same:
         names = ["full"] + [name for name in _told(same[0], parts[0]) if name.startswith("same")]
-        lines += ["Both faces at the same resolution:", "", "| row | part | " + " | ".join(names) + " |"]
-        lines.append("|---" * (len(names) + 2) + "|")
-        for entry in same:
-            for part in parts:
-                told = _told(entry, part)
-                cells = [f"{told[name]['accuracy']:.1f}" for name in names]
-                lines.append(f"| {entry['row']} | {part} | " + " | ".join(cells) + " |")
-        lines.append("")
+        body = [
+            [entry["row"], part, *(f"{_told(entry, part)[name]['accuracy']:.1f}" for name in names)]
+            for entry in same
+            for part in parts
+        ]
+        lines += ["Both faces at the same resolution:", "", *table(["row", "part", *names], body), ""]
     lines += _gate([entry for entry in summary["rows"] if "norm_resolution_spearman" in entry])
     return "\n".join(lines)
 
@@ -110,16 +106,16 @@ def _gate(entries: list[dict[str, Any]]) -> list[str]:
     """Whether the feature's norm, which QGFace takes for quality, follows the resolution."""
     if not entries:
         return []
-    lines = [
+    about = (
         f"Rank correlation (Spearman) of the feature's norm with the face's resolution; below {SEEING} QGFace's gate "
-        "is blind, below 0 it turns good faces away and lets bad ones in:",
-        "", "| row | correlation | the gate |", "|---|---|---|",
-    ]  # fmt: skip
+        "is blind, below 0 it turns good faces away and lets bad ones in:"
+    )
+    body = []
     for entry in entries:
         value = entry["norm_resolution_spearman"]
         says = "sees" if value >= SEEING else "is blind" if value >= 0 else "is the wrong way round"
-        lines.append(f"| {entry['row']} | {value:+.2f} | {says} |")
-    return [*lines, ""]
+        body.append([entry["row"], f"{value:+.2f}", says])
+    return [about, "", *table(["row", "correlation", "the gate"], body), ""]
 
 
 def _told(entry: dict[str, Any], part: str) -> dict[str, Any]:
@@ -132,12 +128,7 @@ def _cells(entry: dict[str, Any], part: str, baseline: str | None) -> list[str]:
         return [entry["row"], "0", *["not run"] * (len(CROSS) + 3)]
     cells = [entry["row"], str(entry["seeds_run"]), *(f"{told[name]['accuracy']:.1f}" for name in CROSS)]
     mean = told["mean"]
-    cells.append(f"{mean['accuracy']:.2f} [{mean['ci95'][0]:.1f}, {mean['ci95'][1]:.1f}]")
-    against = told.get("against_baseline")
-    for name in ("mean", "full"):
-        if against is None:
-            cells.append("baseline" if entry["row"] == baseline else "-")
-        else:
-            gap = against[name]
-            cells.append(f"{gap['points']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]")
-    return cells
+    cells.append(cell({"points": mean["accuracy"], "ci95": mean["ci95"]}))
+    if entry["row"] == baseline:
+        return [*cells, "baseline", "baseline"]
+    return [*cells, *(gap_cell(told.get("against_baseline", {}).get(name)) for name in ("mean", "full"))]

@@ -13,13 +13,14 @@ from torch import nn
 from compress.adapt import fit_classifiers, fit_softmax
 from compress.config import Adapt, Config
 from compress.distill import own_features, prepare, start_student
-from compress.part_scores import Part, teacher_features
+from compress.part_scores import teacher_features
+from compress.rows import read_row, row_file, write_row
 from compress.run import progress_bar, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.dataset import Faces
 from faces.errors import UserError
-from faces.files import fingerprint, whole
+from faces.parts import Part
 from faces.verification import similarity
 from students.train import train_student
 
@@ -103,14 +104,12 @@ class Study:
             self.faces.keys,
             [part.state() for part in self.parts],
         ]
-        name = f"adaptation-{case.name.replace(' ', '-').replace(',', '')}-{seed}-{fingerprint(made)}.npz"
-        return self.folder / "rows" / name
+        return row_file(self.folder, made, "adaptation", case.name, seed)
 
     def read(self, case: Case, teacher: str, seed: int) -> dict[str, np.ndarray] | None:
         """What `run` kept, None where it has not run: scores of pairs by `PART/PROTOCOL` (P,), and whether each face of
         the closed set was recognised, by `closed-set/PROTOCOL` (M,)."""
-        path = self.path(case, teacher, seed)
-        return dict(np.load(path, allow_pickle=False)) if path.is_file() else None
+        return read_row(self.path(case, teacher, seed))
 
     def run(self, case: Case, teacher: str, seed: int) -> None:
         """Adapt, distil and measure, unless that was done."""
@@ -146,8 +145,7 @@ class Study:
                 # A student of other width than its target has no common space with it.
                 if part.name in gallery and gallery[part.name].shape[1] == small.shape[1]:
                     kept[f"{part.name}/cross@{px}"] = similarity(gallery[part.name][a], small[b], "cosine")
-        with whole(path) as temporary:
-            np.savez(temporary.open("wb"), **kept)  # type: ignore[arg-type]
+        write_row(path, kept)
 
     def _adapted(
         self, case: Case, features: np.ndarray, shown: dict[str, np.ndarray], seed: int

@@ -6,41 +6,43 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.output import table
 from compress.adaptation_figure import draw
 from compress.adaptation_rows import CASES, PROPOSED, Case, Study
 from compress.config import load_config
 from compress.part_scores import (
     METRICS,
     SEEDS,
-    cell,
-    gap_cell,
+    check_models,
     mean_values,
-    open_parts,
     people_summary,
     summary,
-    table,
+    two_cells,
 )
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.files import write_json, write_text
+from faces.parts import open_parts
 from faces.sources import open_faces
 
 
 @click.command()
 @click.option("--teacher", "teachers", multiple=True, default=("dlib_resnet",), show_default=True, metavar="NAME",
               help="As in the pipeline, also several joined by +. Repeats: all cases for each.")  # fmt: skip
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC",
               help="Faces to learn from, most of them of named people. Repeats.")  # fmt: skip
 @click.option("--val", "vals", nargs=2, multiple=True, required=True, metavar="SPEC PAIRS.csv",
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
 @click.option("--row", "names", multiple=True, type=click.Choice([case.name for case in CASES]), metavar="NAME",
-              help=f"Repeats. Default: all of {'; '.join(case.name for case in CASES)}.")  # fmt: skip
+              help="Train only these cases. Repeats. "
+              f"Default: all of {'; '.join(case.name for case in CASES)}.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True, help="Repeats.")  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=200000 or distill.loss=regression (the "
@@ -77,6 +79,7 @@ def adaptation(
     A row is kept as it ends, so a stopped command continues; rows that were not trained say so.
     """
     config = load_config("standard", None, {"teacher.name": teachers[0], "distill.student": student}, settings)
+    check_models(config, teachers, read_only)
     parts = open_parts(vals)
     train = concatenate([open_faces(spec) for spec in specs])
     study = Study(config, train, parts, folder)
@@ -103,7 +106,7 @@ def adaptation(
     text = _markdown(told, [part.name for part in parts])
     write_text(out / "adaptation.md", text)
     draw(told, out / "adaptation.svg")
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _short(teacher: str) -> str:
@@ -179,7 +182,7 @@ def _table(rows: list[dict[str, Any]], part: str, metric: str | None) -> list[st
     heads = ["row", "teacher", "seeds", *(text for p in protocols for text in (mark + p, "points from proposed"))]
     body = []
     for row in rows:
-        cells = [text for p in protocols for text in (cell(held(row).get(p)), gap_cell(held(row).get(p)))]
+        cells = [text for p in protocols for text in two_cells(held(row).get(p))]
         if not row["seeds"]:
             cells = ["not run", *["-"] * (2 * len(protocols) - 1)]
         body.append([row["row"], row["teacher"] or "none", str(len(row["seeds"])), *cells])

@@ -15,14 +15,16 @@ from torch.nn import functional as F
 
 from benchmarks.timing import run_windows
 from compress.espcn import Enlarging, Espcn, Recipe, largest_scale, psnr, train_espcn
-from compress.part_scores import Part, pair_values, summary
+from compress.part_scores import pair_values, summary
+from compress.rows import read_row, row_file, write_row
 from compress.run import cores, progress_bar, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.align import crop
 from faces.dataset import Faces
 from faces.degrade import resize
-from faces.files import fingerprint, whole, write_json
+from faces.files import write_json
+from faces.parts import Part
 from faces.verification import similarity
 from students.tiny import Tiny, count_macs
 from teachers.teacher import Teacher
@@ -88,19 +90,20 @@ class Study:
         with threads(1), progress_bar(Console(stderr=True), f"ESPCN {px} px", self.how.steps) as advance:
             return train_espcn(self.train, what, self.how, self.seed, self.folder, advance)
 
-    def _path(self, kind: str, row: str, px: int) -> Path:
+    def _file(self, kind: str, row: str, px: int, suffix: str = ".npz") -> Path:
         made: list[Any] = [self.teacher.name, px, [part.state() for part in self.parts]]
         if row in (STUDENT, "all") and px in self.students:
             made.append(self.students[px].key)
         if row in (ESPCN, "all"):
             made += [dataclasses.asdict(self.how), self.seed, self.train.keys]
-        return self.folder / "rows" / f"{kind}-{row.replace(' ', '-').replace(',', '')}-{px}-{fingerprint(made)}"
+        return row_file(self.folder, made, kind, row, px, suffix=suffix)
 
     def _scores(self, row: str, px: int, scale: int, way: Enlarge | None) -> dict[str, np.ndarray]:
         """The scores of each part's pairs and, of an enlargement, its mean PSNR; measured unless that was done."""
-        path = self._path("scores", row, px).with_suffix(".npz")
-        if not path.is_file():
-            kept: dict[str, Any] = {}
+        file = self._file("scores", row, px)
+        kept: dict[str, Any] | None = read_row(file)
+        if kept is None:
+            kept = {}
             for part in self.parts:
                 what = f"{row}, {px} px, {part.name}"
                 with progress_bar(Console(stderr=True), what, len(part.faces)) as advance:
@@ -113,9 +116,8 @@ class Study:
                             kept[f"{part.name}/psnr"] = noise
                 metric = "cosine" if row == STUDENT else self.teacher.metric
                 kept[f"{part.name}/scores"] = similarity(embedded[part.pairs.a], embedded[part.pairs.b], metric)
-            with whole(path) as temporary:
-                np.savez(temporary.open("wb"), **kept)
-        return dict(np.load(path, allow_pickle=False))
+            write_row(file, kept)
+        return kept
 
     def _embed(
         self, faces: Faces, px: int, scale: int, way: Enlarge | None, advance: Callable[[int], None]
@@ -144,8 +146,8 @@ class Study:
 
     def _speed(self, px: int, ways: dict[str, Enlarge]) -> dict[str, float]:
         """Faces a second of one core by row, all in PyTorch and in one run: bytes at `px` to embeddings."""
-        path = self._path("speed", "all", px).with_suffix(".json")
-        if not path.is_file():
+        file = self._file("speed", "all", px, ".json")
+        if not file.is_file():
             low = np.random.default_rng(0).integers(0, 256, (_TIMED_FACES, px, px, 3), dtype=np.uint8)
             side, teacher = self.teacher.input_px, self.teacher
             calls = {row: partial(lambda way: teacher.embed(way(low, side)), way) for row, way in ways.items()}
@@ -159,5 +161,5 @@ class Study:
                     )
                     rates[row] = _TIMED_FACES * len(seconds) / computed
                     advance(1)
-            write_json(path, rates)
-        return json.loads(path.read_text())
+            write_json(file, rates)
+        return json.loads(file.read_text())

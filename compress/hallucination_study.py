@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.output import table
 from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
-from compress.part_scores import METRICS, cell, gap_cell, open_parts, table
-from faces.cli import run_cli
+from compress.part_scores import METRICS, check_trained, two_cells
+from faces.cli import run_cli, table_console
 from faces.dataset import concatenate
 from faces.errors import UserError
 from faces.files import sha256, write_json, write_text
+from faces.parts import open_parts
 from faces.sources import open_faces
 from students.registry import create_student, load_weights, zoo_file
 from teachers.registry import create_single
@@ -60,6 +61,7 @@ def hallucination(
     A stopped command continues where it was, ESPCN's training included.
     """
     net = create_single(teacher)
+    check_trained(teacher)
     for px in sizes:
         largest_scale(px, net.input_px)  # A size that cannot be enlarged is told before any work.
     by_px = _open_students(students, sizes)
@@ -75,7 +77,7 @@ def hallucination(
     write_json(out / "hallucination.json", told)
     text = _markdown(told, [part.name for part in parts])
     write_text(out / "hallucination.md", text)
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _open_students(given: tuple[str, ...], sizes: tuple[int, ...]) -> dict[int, Student]:
@@ -119,7 +121,7 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
             body = []
             for row in one["rows"]:
                 mine = row["parts"].get(part, {})
-                cells = [text for m in metrics for text in (cell(mine.get(m)), gap_cell(mine.get(m)))]
+                cells = [text for m in metrics for text in two_cells(mine.get(m))]
                 noise = mine.get("psnr_db")
                 body.append([row["row"], *cells, "-" if noise is None else f"{noise:.2f}"])
             lines += ["", f"`{part}`:", "", *table(heads, body)]

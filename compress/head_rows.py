@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from compress.config import Config, Distill
 from compress.distill import prepare, start_student
+from compress.rows import read_row, row_file, write_row
 from compress.run import threads
 from export.kit import degraded_crops, student_crops
 from export.stage import reference_embeddings
 from faces.dataset import Faces
 from faces.errors import UserError
-from faces.files import fingerprint, sha256, whole
+from faces.files import sha256
 from students.tiny import Tiny
 from students.train import train_student
 
@@ -117,12 +118,11 @@ class Heads:
             row, how.student, [how.margin, how.degradation, sha256(weights)] if weights else how, images, seed,
             VERSIONS, RIDGE, self.target.faces.keys, self.target.learn.tolist(),
         ]  # fmt: skip
-        return self.folder / "rows" / f"head-{row.replace(' ', '-')}-{images}-{seed}-{fingerprint(made)}.npz"
+        return row_file(self.folder, made, "head", row, images, seed)
 
     def read(self, row: str, weights: Path | None, images: int, seed: int) -> dict[str, np.ndarray] | None:
         """What `run` kept: ranks (T,), and of a fitted layer weight (P, D) and bias (P,)."""
-        path = self.path(row, weights, images, seed)
-        return dict(np.load(path, allow_pickle=False)) if path.is_file() else None
+        return read_row(self.path(row, weights, images, seed))
 
     def run(self, row: str, weights: Path | None, images: int, seed: int) -> None:
         """Fit and test, unless that was done."""
@@ -145,8 +145,7 @@ class Heads:
                 layer = fit_head(seen, np.tile(labels, VERSIONS))
                 weight, bias = (one.detach().numpy() for one in (layer.weight, layer.bias))
                 kept = {"ranks": ranks(test @ weight.T + bias, self.target.person), "weight": weight, "bias": bias}
-        with whole(path) as temporary:
-            np.savez(temporary.open("wb"), **kept)  # type: ignore[arg-type]
+        write_row(path, kept)
 
     def _learn(self, images: int, seed: int) -> np.ndarray:
         """(P, images) of the images that may be learnt from: each seed draws others."""

@@ -11,17 +11,19 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.output import cell, table
 from compress.config import Config, Distill, load_config
 from compress.distill import STUDENT, weights_file
 from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
-from compress.part_scores import SEEDS, cell, people_summary, table
+from compress.part_scores import SEEDS, people_summary
 from compress.run import Run, progress_bar
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import whole, write_json, write_text
 from faces.sources import open_faces, recognise
+from students.registry import create_student, load_weights
 
 IMAGES = (1, 5, 10, 25)
 """Training images a person; the paper has 25, and 5 to test on."""
@@ -29,15 +31,18 @@ _PEOPLE = 5
 
 
 @click.command()
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--student-weights", "files", multiple=True, default=("zoo",), show_default=True, metavar="FILE|zoo",
-              help="A trained student. Repeats: one curve each.")  # fmt: skip
-@click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="The target set. Repeats.")
+              help="A trained student: a safetensors file, or the package's own. Repeats: one curve each.")  # fmt: skip
+@click.option("--data", "specs", multiple=True, required=True, metavar="SPEC",
+              help="The target set: faces of named people. Repeats.")  # fmt: skip
 @click.option("--images", "counts", multiple=True, type=click.IntRange(1), metavar="N",
               help="Training images a person; only people with more than the largest count take part. Repeats. "
               f"Default: those of {', '.join(map(str, IMAGES))} that leave {_PEOPLE} people.")  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True, help="Repeats.")  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, of distill.*: for the network from scratch.")  # fmt: skip
@@ -69,6 +74,8 @@ def head(
     named = {Path(name).name: _weights(config, name) for name in files}
     if len(named) < len(files):
         raise UserError(f"two of --student-weights have the same name: {', '.join(files)}")
+    for file in named.values():
+        load_weights(create_student(student), file)
     target, images = open_target(concatenate([open_faces(spec) for spec in specs]), counts)
     told = measure(config, named, target, images, seeds, folder, read_only)
     told["data"] = [Path(spec).name for spec in specs]
@@ -168,7 +175,7 @@ def write(told: dict[str, Any], folder: Path, name: str) -> None:
     text = _markdown(told)
     write_text(folder / f"{name}.md", text)
     draw(told, folder / f"{name}.svg")
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 def _markdown(told: dict[str, Any]) -> str:

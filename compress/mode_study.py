@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.output import cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import own_features, prepare, start_student
@@ -16,42 +16,50 @@ from compress.mode_rows import TABLES, Row, Table
 from compress.part_scores import (
     METRICS,
     SEEDS,
-    Part,
-    cell,
-    gap_cell,
+    check_models,
     mean_values,
-    open_parts,
     summary,
-    table,
     teacher_features,
+    two_cells,
 )
+from compress.rows import read_row, row_file, write_row
 from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate, virtual_faces
 from faces.errors import UserError
-from faces.files import fingerprint, whole, write_json, write_text
+from faces.files import fingerprint, write_json, write_text
+from faces.parts import Part, open_parts
 from faces.sources import open_faces
 from faces.verification import similarity
 from students.train import train_student
 
 
 @click.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--second", metavar="NAME", help="The second teacher of the rows with two, e.g. onnx:FILE.")
-@click.option("--student", default="tiny16", show_default=True)
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the student learns from, as in the pipeline, e.g. onnx:FILE.")  # fmt: skip
+@click.option("--second", metavar="NAME", help="Another teacher, for the rows with two. Default: those are not run.")
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", "vals", nargs=2, multiple=True, required=True, metavar="SPEC PAIRS.csv",
               help="Other people to measure on, and their fixed pairs. Repeats.")  # fmt: skip
-@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
-@click.option("--row", "names", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
+@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
+              help="What is compared: modes and losses of distillation, classification losses, or the recipe, one "
+              "change at a time. Repeats. Default: all.")  # fmt: skip
+@click.option("--row", "names", multiple=True, metavar="NAME",
+              help='Train only rows of this name, e.g. "sc, relational". Repeats.')  # fmt: skip
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0, SEEDS - 1), default=(0, 1, 2),
-              show_default=True)  # fmt: skip
+              show_default=True,
+              help="Train these; the table is the mean over all that are kept. Repeats.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Train nothing: write the tables of what was trained.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline, for all rows.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=150000. Repeats.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True,
+              help="Where rows and teachers' features are kept, for the study of the adaptation too.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+              help="Where STUDENT-TABLE.json and .md go.")  # fmt: skip
 @run_cli
 def modes(
     teacher: str, second: str | None, student: str, specs: tuple[str, ...], vals: tuple[tuple[str, str], ...],
@@ -68,14 +76,20 @@ def modes(
     known = {row.name for table in chosen.values() for row in table.rows}
     if unknown := set(names) - known:
         raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
+    named = _teachers(teacher, second)
+    work = {
+        name: [row for row in one.rows if (not names or row.name in names) and named[row.teachers]]
+        for name, one in chosen.items()
+    }
+    needed = [named[row.teachers] for rows in work.values() for row in rows]
+    check_models(config, filter(None, needed), read_only)
     train = concatenate([open_faces(spec) for spec in specs])
     study = _Study(config, second, train, open_parts(vals), folder)
     for name, one in chosen.items():
         for seed in () if read_only else seeds:
-            for row in one.rows:
-                if (not names or row.name in names) and (second or row.teachers == "first"):
-                    click.echo(f"{name}: {row.name}, seed {seed}", err=True)
-                    study.run(row, seed)
+            for row in work[name]:
+                click.echo(f"{name}: {row.name}, seed {seed}", err=True)
+                study.run(row, seed)
         rows = [study.entry(one, row) for row in one.rows]
         told = {"title": one.title, "baseline": one.baseline, "student": student, "teacher": teacher,
                 "second": second and second.rpartition("/")[2], "samples": config.distill.samples,
@@ -83,26 +97,22 @@ def modes(
         write_json(out / f"{student}-{name}.json", told)
         text = _markdown(told, [part.name for part in study.parts])
         write_text(out / f"{student}-{name}.md", text)
-        console = Console()
-        if not console.is_terminal:
-            # A pipe has no width; 80 columns would cut the words.
-            console = Console(width=200)
-        console.print(Markdown(text))
+        table_console().print(Markdown(text))
+
+
+def _teachers(first: str, second: str | None) -> dict[str, str | None]:
+    """By `Row.teachers`; None where a second teacher is needed and none was named."""
+    return {"first": first, "second": second, "both": second and f"{first}+{second}"}
 
 
 class _Study:
     def __init__(self, config: Config, second: str | None, train: Faces, parts: list[Part], folder: Path) -> None:
-        self.config, self.second, self.train, self.parts, self.folder = config, second, train, parts, folder
-
-    def _teacher(self, row: Row) -> str | None:
-        """None where the row needs a second teacher and none was named."""
-        first = self.config.teacher.name
-        both = self.second and f"{first}+{self.second}"
-        return {"first": first, "second": self.second, "both": both}[row.teachers]
+        self.config, self.train, self.parts, self.folder = config, train, parts, folder
+        self.teachers = _teachers(config.teacher.name, second)
 
     def _path(self, row: Row, seed: int) -> Path:
         made = [
-            self._teacher(row),
+            self.teachers[row.teachers],
             row.mirror,
             row.virtual,
             dataclasses.asdict(self.config.adapt),
@@ -111,11 +121,11 @@ class _Study:
             self.train.keys,
             [(part.name, part.faces.keys, *(x.tolist() for x in (part.pairs.a, part.pairs.b))) for part in self.parts],
         ]
-        return self.folder / "rows" / f"{row.name.replace(' ', '-').replace(',', '')}-{seed}-{fingerprint(made)}.npz"
+        return row_file(self.folder, made, row.name, seed)
 
     def run(self, row: Row, seed: int) -> None:
         """Distil and measure unless that was done; keeps the scores of the pairs (P,) by PART/PROTOCOL."""
-        path, teacher = self._path(row, seed), self._teacher(row)
+        path, teacher = self._path(row, seed), self.teachers[row.teachers]
         if path.is_file() or teacher is None:
             return
         how = dataclasses.replace(self.config.distill, **row.changes)
@@ -144,8 +154,7 @@ class _Study:
                 # A student of other width than its target has no common space with it.
                 if part.name in shared and shared[part.name].shape[1] == low.shape[1]:
                     scores[f"{part.name}/cross@{px}"] = similarity(shared[part.name][a], low[b], "cosine")
-        with whole(path) as temporary:
-            np.savez(temporary.open("wb"), **scores)  # type: ignore[arg-type]
+        write_row(path, scores)
 
     def _faces(self, row: Row) -> Faces:
         """The faces that a row's student learns from."""
@@ -167,8 +176,8 @@ class _Study:
 
     def _values(self, row: Row) -> tuple[list[int], dict[str, dict[str, np.ndarray]]]:
         """The seeds that were trained, and by PART/PROTOCOL and metric the mean over them of each pair's value."""
-        paths = {seed: self._path(row, seed) for seed in range(SEEDS) if self._teacher(row)}
-        held = {seed: dict(np.load(path, allow_pickle=False)) for seed, path in paths.items() if path.is_file()}
+        seeds = range(SEEDS) if self.teachers[row.teachers] else ()
+        held = {seed: kept for seed in seeds if (kept := read_row(self._path(row, seed))) is not None}
         pairs = {part.name: part.pairs for part in self.parts}
         return list(held), {
             name: mean_values([one[name] for one in held.values()], pairs[name.partition("/")[0]])
@@ -198,11 +207,7 @@ def _markdown(told: dict[str, Any], parts: list[str]) -> str:
         body = []
         for row in told["rows"]:
             found = [row["parts"][part].get(protocol, {}) for protocol in protocols]
-            cells = [
-                text
-                for one in found
-                for text in (cell(one.get("accuracy")), gap_cell(one.get("accuracy")), cell(one.get("tpr")))
-            ]
+            cells = [text for one in found for text in (*two_cells(one.get("accuracy")), cell(one.get("tpr")))]
             if cells and not row["seeds"]:
                 cells[:1] = ["not run"]
             body.append([row["row"], str(len(row["seeds"])), *cells])

@@ -1,35 +1,25 @@
 """What scores on the fixed pairs of unseen people say: accuracy, TPR at one FPR, intervals, paired differences."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from benchmarks.output import cell, gap_cell
+from compress.config import Config
+from compress.distill import start_student
 from compress.run import cores, progress_bar, threads
 from compress.teach import embed
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import fingerprint, whole
-from faces.sources import open_faces
-from faces.verification import Pairs, Roc, bootstrap_interval, correct_by_fold, read_pairs
-from teachers.registry import create_teacher
-
-
-@dataclass(frozen=True)
-class Part:
-    """People who are not learnt from, and fixed pairs of their faces."""
-
-    name: str
-    faces: Faces
-    pairs: Pairs
-
-    def state(self) -> list[Any]:
-        """Changes with the faces and the pairs: what is kept of them carries it in its name."""
-        return [self.name, self.faces.keys, self.pairs.a.tolist(), self.pairs.b.tolist()]
-
+from faces.parts import Part, roc_of
+from faces.verification import Pairs, correct_by_fold
+from students.registry import create_student
+from teachers.names import members
+from teachers.registry import create_teacher, is_stand_in, weight_files
 
 FPR = 0.1
 """Bridge distillation, section IV-B, states the true positive rate at this false positive rate."""
@@ -38,23 +28,32 @@ SEEDS = 20
 METRICS = {"accuracy": "", "tpr": f", TPR at FPR {FPR:.0%}"}
 
 
-def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
-    """One part for each (faces, CSV of their pairs), named as its faces' file is; UserError where either is amiss,
-    and where two have the same name, by which their scores are kept."""
-    parts: list[Part] = []
-    for spec, file in vals:
-        faces = open_faces(spec)
-        name = Path(spec).name.split(".")[0]
-        if name in {part.name for part in parts}:
-            raise UserError(f"two of --val are named {name!r}: rename one of the files, or measure on one at a time")
-        parts.append(Part(name, faces, read_pairs(Path(file), faces.keys)))
-    return parts
+def check_models(config: Config, teachers: Iterable[str], read_only: bool = False) -> None:
+    """UserError for a student or a teacher that a study cannot have, told before it reads any face. `read_only`: no
+    weights will be read, the student's name alone is looked at."""
+    create_student(config.distill.student)
+    if not read_only:
+        start_student(config.distill, 0)
+        for teacher in dict.fromkeys(teachers):
+            check_trained(teacher)
+            create_teacher(teacher)
+
+
+def check_trained(teacher: str) -> None:
+    """UserError where a bootstrap would stand in, which a study does not fit."""
+    for one, _ in members(teacher, None):
+        if is_stand_in(one):
+            raise UserError(f"{one} has no weights here, and a study fits no bootstrap: name another teacher")
 
 
 def teacher_features(teacher: str, faces: Faces, folder: Path, mirror: bool = False) -> np.ndarray:
     """Of the faces at full size, (N, D) float32, with `mirror` the mean with their mirror images'; kept in `folder`,
-    where the tables of modes find them too."""
-    cache = folder / f"features-{fingerprint([teacher, faces.keys, *(['mirror'] if mirror else [])])}.npy"
+    where the tables of modes find them too, and computed anew where the teacher's file holds other bytes.
+
+    UserError on an unknown teacher or one that cannot be read.
+    """
+    key = fingerprint([teacher, faces.keys, *(["mirror"] if mirror else [])], weight_files(teacher))
+    cache = folder / f"features-{key}.npy"
     if not cache.is_file():
         bar = progress_bar(Console(stderr=True), f"features of {len(faces)} faces", len(faces))
         with bar as advance, threads(cores()), whole(cache) as temporary:
@@ -68,8 +67,7 @@ def pair_values(scores: np.ndarray, pairs: Pairs) -> dict[str, np.ndarray]:
     accuracy: right at the other folds' threshold, or not. tpr: of genuine pairs whether they are accepted where one
     impostor in ten is, divided by the share of genuine pairs; of impostors 0.
     """
-    roc = Roc(np.sort(scores[pairs.same]), np.sort(scores[~pairs.same]))
-    threshold = roc.threshold_at(FPR)
+    threshold = roc_of(scores, pairs).threshold_at(FPR)
     found = {"accuracy": correct_by_fold(scores, pairs).astype(float)}
     # Fewer than a hundred impostors do not resolve that rate.
     if threshold is not None:
@@ -90,35 +88,15 @@ def summary(
     `against_baseline`. Intervals: people and impostor pairs resampled, the threshold held."""
     found = {}
     for metric, mine in values.items():
-        found[metric] = _interval(mine, part)
+        found[metric] = part.interval(mine)
         if baseline is not None and metric in baseline:
-            found[metric]["against_baseline"] = _interval(mine - baseline[metric], part)
+            found[metric]["against_baseline"] = part.interval(mine - baseline[metric])
     return found
 
 
-def _interval(values: np.ndarray, part: Part) -> dict[str, Any]:
-    bounds = bootstrap_interval(values, part.pairs, part.faces.identities)
-    return {"points": 100 * float(values.mean()), "ci95": [100 * bound for bound in bounds]}
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [_line(heads), "|---" * len(heads) + "|", *map(_line, rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def cell(one: dict[str, Any] | None) -> str:
-    """`85.20 [83.9, 86.4]`."""
-    return "-" if one is None else f"{one['points']:.2f} [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"
-
-
-def gap_cell(one: dict[str, Any] | None) -> str:
-    """`+0.41 [-0.30, +1.10]`: the paired difference from the baseline."""
-    gap = None if one is None else one.get("against_baseline")
-    return "-" if gap is None else f"{gap['points']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]"
+def two_cells(one: dict[str, Any] | None) -> tuple[str, str]:
+    """What a metric of `summary` says, and its paired difference from the baseline."""
+    return cell(one), gap_cell((one or {}).get("against_baseline"))
 
 
 def people_summary(values: np.ndarray, baseline: np.ndarray | None, people: np.ndarray) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 
+from benchmarks import output
 from compress import data
 from compress.adapt import fit_adapter
 from compress.adaptation_study import adaptation
@@ -29,7 +30,7 @@ from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
@@ -65,18 +66,23 @@ main.add_command(hallucination)
 
 
 @main.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--student", default="tiny16", show_default=True)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True)
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the students learn from, as in the pipeline; --set teacher.weights=FILE.")  # fmt: skip
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="quick", show_default=True,
+              help="The settings that --set changes, as in the pipeline.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="How many identity splits.")
 @click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first split.")
 @click.option(
     "--row", "rows", multiple=True, type=click.Choice(["teacher", *ROWS]), default=("teacher", *ROWS),
-    metavar="ROW", help=f"Repeats. Default: all of teacher, {', '.join(ROWS)}.",
+    metavar="ROW", help=f"Train only these. Repeats. Default: all of teacher, {', '.join(ROWS)}.",
 )  # fmt: skip
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True,
+              help="Where rows are kept, and splits.json and splits.md go.")  # fmt: skip
 @run_cli
 def splits(
     teacher: str,
@@ -201,6 +207,7 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
     for entry in students:
         if entry is not best:
             entry["behind_best"] = _paired(best["accuracy"], entry["accuracy"])
+    heads, cells = ("row", "protocol", "mean", "sd", "by split", "behind best"), [list(_cells(one)) for one in table]
     teacher, student = config.teacher.name, config.distill.student
     lines = [
         f"Teacher {teacher}, student {student}, {' + '.join(config.data.public)}, "
@@ -208,19 +215,14 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
         f"{len(best['accuracy'])} identity splits, each the mean of {PAIR_DRAWS} draws of pairs. "
         f"Behind best: mean paired difference with its 95% t-interval.",
         "",
-        "| row | protocol | mean | sd | by split | behind best |",
-        "|---|---|---|---|---|---|",
+        *output.table(heads, cells),
     ]
-    shown = Table(box=box.SIMPLE_HEAD)
-    for heading in ("row", "protocol", "mean", "sd", "by split", "behind best"):
-        shown.add_column(heading)
-    for entry in table:
-        cells = list(_cells(entry))
-        lines.append("| " + " | ".join(cells) + " |")
-        shown.add_row(*cells)
+    shown = Table(*heads, box=box.SIMPLE_HEAD)
+    for line in cells:
+        shown.add_row(*line)
     write_json(out / "splits.json", {"schema": 1, "torch": torch.__version__, "rows": table, "config": as_dict(config)})
     write_text(out / "splits.md", "\n".join(lines) + "\n")
-    Console().print(shown)
+    table_console().print(shown)
 
 
 def _summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,32 +10,42 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
+from benchmarks.output import cell, gap_cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import prepare, start_student
+from compress.part_scores import check_models, check_trained
 from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
+from faces.parts import Part, open_parts
 from faces.sources import open_faces
-from faces.verification import Pairs, bootstrap_interval, correct_by_fold, read_pairs, similarity
+from faces.verification import correct_by_fold, similarity
 from students.train import train_student
-from teachers.registry import create_single
+from teachers.registry import create_single, weight_files
 
 
 @click.command()
-@click.option("--teacher", default="dlib_resnet", show_default=True)
-@click.option("--tuned", multiple=True, metavar="NAME=FILE", help="A fine-tuned teacher of it. Repeats.")
+@click.option("--teacher", default="dlib_resnet", show_default=True, metavar="NAME",
+              help="Whom the student learns from in the row `none`: one network, as in the pipeline.")  # fmt: skip
+@click.option("--tuned", multiple=True, metavar="NAME=FILE",
+              help="Another row: the same teacher, fine-tuned; FILE is from teachers.finetune. Repeats.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", nargs=2, required=True, metavar="SPEC PAIRS.csv", help="Other people, and their fixed pairs.")
-@click.option("--student", default="tiny16", show_default=True)
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(2))
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in the pipeline.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teacher-study"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@click.option("--student", default="tiny16", show_default=True,
+              help="By name, as in the pipeline; tiny32 sees faces of 32 px.")  # fmt: skip
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(2),
+              help="How many students of each teacher, from seed 0 on; the table is their mean.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teacher-study"), show_default=True,
+              help="Where rows and teachers' features are kept.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True,
+              help="Where students-by-teacher.json and .md go.")  # fmt: skip
 @run_cli
 def teachers(
     teacher: str, tuned: tuple[str, ...], specs: tuple[str, ...], val: tuple[str, str], student: str, seeds: int,
@@ -54,9 +64,13 @@ def teachers(
             raise UserError(f"--tuned takes NAME=FILE with an existing file, got {one!r}")
         files[name] = Path(file)
     config = load_config("quick", None, {"teacher.name": teacher, "distill.student": student}, settings)
+    check_models(config, ())
+    check_trained(teacher)
+    for weights in files.values():
+        create_single(teacher, weights)
     with threads(1):
-        train, test = concatenate([open_faces(spec) for spec in specs]), open_faces(val[0])
-        study = _Study(config, train, test, read_pairs(Path(val[1]), test.keys), folder)
+        train = concatenate([open_faces(spec) for spec in specs])
+        study = _Study(config, train, open_parts([val])[0], folder)
         work = [(name, seed) for seed in range(seeds) for name in files]
         for name, seed in track(work, "students", console=Console(stderr=True), transient=True):
             study.row(name, files[name], seed)
@@ -68,12 +82,12 @@ def teachers(
     write_json(out / "students-by-teacher.json", found)
     text = _markdown(found)
     write_text(out / "students-by-teacher.md", text)
-    Console().print(Markdown(text))
+    table_console().print(Markdown(text))
 
 
 class _Study:
-    def __init__(self, config: Config, train: Faces, test: Faces, pairs: Pairs, folder: Path) -> None:
-        self.config, self.train, self.test, self.pairs, self.folder = config, train, test, pairs, folder
+    def __init__(self, config: Config, train: Faces, part: Part, folder: Path) -> None:
+        self.config, self.train, self.part, self.folder = config, train, part, folder
 
     def _name(self, name: str, file: Path | None, seed: int) -> str:
         how = self.config
@@ -85,7 +99,7 @@ class _Study:
         path = self.folder / f"{self._name(name, file, seed)}.json"
         if path.is_file():
             return json.loads(path.read_text())
-        how, (train, test) = self.config.distill, (self.train, self.test)
+        how, train, test, pairs = self.config.distill, self.train, self.part.faces, self.part.pairs
         adapter, _ = fit_adapter(self._features(file), train.identities, self.config.adapt, seed)
         targets = adapter.targets(self._features(file))
         student = start_student(how, seed)
@@ -98,11 +112,11 @@ class _Study:
         with threads(cores()):
             gallery = adapter.targets(teacher.embed_faces(test))
         scores = {
-            f"same@{px}": similarity(low[self.pairs.a], low[self.pairs.b], "cosine"),
+            f"same@{px}": similarity(low[pairs.a], low[pairs.b], "cosine"),
             # The first face by the adapted teacher at full size: the student shares its space.
-            f"cross@{px}": similarity(gallery[self.pairs.a], low[self.pairs.b], "cosine"),
+            f"cross@{px}": similarity(gallery[pairs.a], low[pairs.b], "cosine"),
         }
-        right = {protocol: correct_by_fold(values, self.pairs) for protocol, values in scores.items()}
+        right = {protocol: correct_by_fold(values, pairs) for protocol, values in scores.items()}
         with whole(path.with_suffix(".npz")) as temporary:
             np.savez(temporary.open("wb"), **right)  # type: ignore[arg-type]
         found = {protocol: 100 * float(values.mean()) for protocol, values in right.items()}
@@ -111,11 +125,12 @@ class _Study:
 
     def _features(self, file: Path | None) -> np.ndarray:
         """The teacher's features of the training faces at full size, (N, D), cached."""
-        key = fingerprint([self.config.teacher.name, file and sha256(file), self.train.keys])
+        name = self.config.teacher.name
+        key = fingerprint([name, file and sha256(file), self.train.keys], weight_files(name))
         cache = self.folder / f"features-{key}.npy"
         if not cache.is_file():
             with threads(cores()), whole(cache) as temporary:
-                np.save(temporary.open("wb"), create_single(self.config.teacher.name, file).embed_faces(self.train))
+                np.save(temporary.open("wb"), create_single(name, file).embed_faces(self.train))
         return np.load(cache, allow_pickle=False)
 
     def _right(self, name: str, file: Path | None, seeds: int) -> dict[str, np.ndarray]:
@@ -128,17 +143,14 @@ class _Study:
         by_seed = [self.row(name, file, seed) for seed in range(seeds)]
         entry: dict[str, Any] = {"teacher": name, "protocols": {}}
         for protocol, values in mine.items():
-            gap = values - plain[protocol]
+            told, gap = (self.part.interval(one) for one in (values, values - plain[protocol]))
             entry["protocols"][protocol] = {
-                "accuracy": 100 * float(values.mean()),
-                "ci95": self._interval(values),
+                "accuracy": told["points"],
+                "ci95": told["ci95"],
                 "by_seed": [one[protocol] for one in by_seed],
-                "against_none": None if name == "none" else [100 * float(gap.mean()), *self._interval(gap)],
+                "against_none": None if name == "none" else [gap["points"], *gap["ci95"]],
             }
         return entry
-
-    def _interval(self, values: np.ndarray) -> list[float]:
-        return [100 * bound for bound in bootstrap_interval(values, self.pairs, self.test.identities)]
 
 
 def _markdown(found: dict[str, Any]) -> str:
@@ -149,18 +161,17 @@ def _markdown(found: dict[str, Any]) -> str:
         f"faces seen by each student, {found['seeds']} seeds; accuracy in % on the fixed pairs of `{found['val']}`. "
         "`cross`: the first face embedded by the adapted teacher at full size.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
     ]
+    body = []
     for row in found["rows"]:
         cells = [row["teacher"]]
         for name in protocols:
             one = row["protocols"][name]
             gap = one["against_none"]
             cells += [
-                f"{one['accuracy']:.2f} [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]",
+                cell({"points": one["accuracy"], "ci95": one["ci95"]}),
                 " ".join(f"{value:.1f}" for value in one["by_seed"]),
-                "-" if gap is None else f"{gap[0]:+.2f} [{gap[1]:+.2f}, {gap[2]:+.2f}]",
+                gap_cell(gap and {"points": gap[0], "ci95": gap[1:]}),
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return "\n".join([*lines, *table(heads, body)]) + "\n"

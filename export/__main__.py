@@ -12,7 +12,7 @@ from export.embed import embed_command
 from export.targets import FORMATS, PRECISIONS
 from export.vectors import vectors_command
 from export.verify import verify_command
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.errors import UserError
 
 
@@ -128,10 +128,7 @@ def print_table(rows: list[dict[str, Any]], misses: list[dict[str, Any]]) -> Non
         )
     for row in misses:
         table.add_row(row["path"], row["precision"], "", "", "", "", "", f"missed: {row['reason']}")
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pipe has no width of its own.
-        console = Console(width=160)
+    console = table_console()
     console.print(table)
     for reason in dict.fromkeys(
         row["parity"]["reason"].split(";")[0] for row in rows if row["parity"]["passed"] is None

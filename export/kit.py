@@ -16,13 +16,12 @@ from export.parity import WANTED_FACES, Trial
 from export.qat import quantisation_aware
 from export.sidecar import Card
 from export.stage import Subject, reference_embeddings
-from faces import verification
+from export.trial import choose_faces
 from faces.align import crop
 from faces.dataset import Faces
 from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
 from faces.files import write_json
-from faces.verification import Pairs
 from students.batches import training_crops
 from students.registry import create_student, load_weights
 from students.tiny import Tiny
@@ -143,7 +142,7 @@ class Bench:
         side = teacher.input_px
         trial = self._trial(WANTED_FACES, "full", lambda faces: crop(faces.images, faces.landmarks, teacher.template))
         if trial.images.shape[1] != side:
-            trial = Trial(reduce(trial.images, None, side), trial.identities, trial.pairs, trial.protocol, trial.data)
+            trial = replace(trial, images=reduce(trial.images, None, side))
         rng = np.random.default_rng([kit.seed, 16])
         few = self.train.subset(np.sort(rng.permutation(len(self.train))[:TEACHER_CALIBRATION_FACES]))
         calibration = crop(few.images, few.landmarks, teacher.template, side)
@@ -167,9 +166,9 @@ class Bench:
                 reference=reference_embeddings(teacher, trial.images),
             )
         fixed = merging.merged(teacher, alpha.value)
-        known = trial.identities >= 0
-        # Faces that only fill the trial up have no pairs and say nothing of accuracy.
-        prices = merge.price(teacher, fixed, trial.images[known], trial.pairs, trial.identities[known])
+        # The pairs count in unseen faces, unlabelled ones too; those that fill the trial up say nothing of accuracy.
+        own = slice(len(trial.images) - trial.filled)
+        prices = merge.price(teacher, fixed, trial.images[own], trial.pairs, trial.identities[own])
         card = subject.card.model_copy(update={"alpha": alpha.model_copy(update={"price": prices})})
         reference = reference_embeddings(merging.at_alpha(teacher, alpha.value), trial.images)
         return replace(subject, model=fixed, card=card, reference=reference)
@@ -181,25 +180,13 @@ class Bench:
 
     def _trial(self, most: int, protocol: str, cut: Callable[[Faces], np.ndarray]) -> Trial:
         """Unseen people first, and their pairs; filled up to 256 from the training side, for the numbers alone."""
-        kit, test = self.kit, self.test
-        pairs: Pairs | None
-        if len(test) > most:
-            # Whole people, so that pairs are left.
-            order = np.argsort(np.random.default_rng([kit.seed, 17]).permutation(test.identities.max() + 1))
-            keep = np.argsort(order[test.identities], kind="stable")[:most]
-            test = test.subset(np.sort(keep))
-        if kit.pairs is not None and len(test) == len(self.test):
-            pairs = verification.read_pairs(self.folder / kit.pairs, test.keys)
-        else:
-            try:
-                pairs = verification.make_pairs(test.identities, kit.seed)
-            except UserError:
-                # Too few people for any accuracy: the sidecar then says none.
-                pairs = None
+        kit = self.kit
+        file = None if kit.pairs is None else self.folder / kit.pairs
+        test, pairs, said = choose_faces(self.test, file, most, kit.seed)
         filled = self.train.subset(np.arange(min(len(self.train), max(0, WANTED_FACES - len(test)))))
         images = np.concatenate([cut(test), cut(filled)])
         identities = np.concatenate([test.identities, np.full(len(filled), -1)])
-        return Trial(images, identities, pairs, protocol, f"{kit.test_name}, test")
+        return Trial(images, identities, pairs, protocol, f"{kit.test_name}, test{said}", len(filled))
 
 
 def student_crops(faces: Faces, px: int | None, input_px: int) -> np.ndarray:

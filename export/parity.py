@@ -1,5 +1,6 @@
 """The gate: an artifact's embeddings against its model's, on the same faces, through the real runtime."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Trial:
     """Faces that the model was not trained on, as it sees them.
 
     images: (N, p, p, 3) uint8, at least 256; identities: (N,) int64, -1 where a face only counts for the numbers;
-    pairs: which of them are compared, or None; protocol and data: as in an accuracy row.
+    pairs: which of them are compared, or None; protocol and data: as in an accuracy row; filled: so many at the end
+    are no unseen people, but fill the trial up.
     """
 
     images: np.ndarray
@@ -35,6 +37,7 @@ class Trial:
     pairs: Pairs | None
     protocol: str
     data: str
+    filled: int = 0
 
 
 def run(artifact: Artifact, images: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
@@ -108,3 +111,15 @@ def with_accuracy(
         else:
             reason += f"; {lost}, from {pairs.same.sum()} genuine pairs: {GENUINE_WANTED:,} are needed to decide by it"
     return parity.model_copy(update={"accuracy": gate, "passed": passed, "reason": reason})
+
+
+def excess(parity: Parity, precision: str) -> float:
+    """How far a compared artifact is from its model, in tolerances: above 1 it fails. The larger one of its cosine's
+    and, where that decides, its accuracy's; infinite where an embedding is unusable."""
+    if parity.cosine_min is None:
+        return math.inf
+    found = (1 - parity.cosine_min) / (1 - TOLERANCE[precision])
+    gate = parity.accuracy
+    if precision == "int8" and gate is not None and gate.decides:
+        return max(found, -gate.difference_ci95[0] / MOST_LOST)
+    return found

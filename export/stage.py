@@ -1,5 +1,6 @@
 """From a model to proved files: export, run in the real runtime, compare, and only then name the file."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -157,38 +158,42 @@ class _Export:
         )
 
     def _proved(self, target: Target, final: Path) -> tuple[Path, Sidecar, float]:
-        candidate, began = self.unproved / final.name, time.monotonic()
-        pending = self._written(target, candidate, self.subject.model, trained=False)
-        seconds = time.monotonic() - began
-        if target.source is not None and not has_gpu():
-            return candidate, self._not_run(pending, target), seconds
-        verdict, thresholds = self._compared(candidate, pending, target)
-        for trained, unsigned in self._finer(target):
-            if verdict.passed:
-                break
+        """The first attempt that passes, or else the one that is closest to its model."""
+        candidate, best = self.unproved / final.name, self.unproved / f"best-{final.name}"
+        seconds, least, proved = 0.0, math.inf, None
+        for trained, unsigned in self._attempts(target):
             began = time.monotonic()
             if trained:
                 self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
             model = self._aware if trained else self.subject.model
             pending = self._written(target, candidate, model, trained, unsigned)
             seconds += time.monotonic() - began
+            if target.source is not None and not has_gpu():
+                return candidate, self._not_run(pending, target), seconds
             verdict, thresholds = self._compared(candidate, pending, target)
-        if not verdict.passed and not self.how.allow_failure:
-            raise UserError(f"{final.name} differs from its model: {verdict.reason}; nothing was written")
+            excess = parity.excess(verdict, target.precision)
+            if proved is None or verdict.passed or excess < least:
+                least = excess
+                proved = pending.model_copy(update={"parity": verdict, "thresholds": thresholds})
+                candidate.replace(best)
+            if verdict.passed:
+                break
+        assert proved is not None
         allowed = self.how.allow_failure
-        update = {"parity": verdict, "thresholds": thresholds, "parity_failure_allowed": allowed}
-        return candidate, pending.model_copy(update=update), seconds
+        if not proved.parity.passed and not allowed:
+            raise UserError(f"{final.name} differs from its model: {proved.parity.reason}; nothing was written")
+        return best, proved.model_copy(update={"parity_failure_allowed": allowed}), seconds
 
-    def _finer(self, target: Target) -> list[tuple[bool, bool]]:
-        """What is tried in turn where plain int8 misses: trained with the rounding in the loop, unsigned weights.
+    def _attempts(self, target: Target) -> list[tuple[bool, bool]]:
+        """(trained with the rounding in the loop, unsigned weights), in turn until one passes: plain, and more of int8.
 
         Seven bits a weight are the fastest on a CPU; eight without sign saturate nowhere either, and are finer.
         """
         if target.precision != "int8":
-            return []
+            return [(False, False)]
         unsigned = [False, True] if target.consumer == CPU else [False]
         trained = [False, True] if self.subject.aware is not None else [False]
-        return [(one, other) for one in trained for other in unsigned][1:]
+        return [(one, other) for one in trained for other in unsigned]
 
     @property
     def _aware(self) -> nn.Module:

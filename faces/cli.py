@@ -1,10 +1,12 @@
-"""What all commands share: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+"""What all commands share: a user's mistake is one line on stderr and exit code 2, never a traceback; and the width of
+their tables."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import click
+from rich.console import Console
 
 from faces.errors import UserError
 
@@ -35,3 +37,10 @@ def run_cli(function: Callable[..., Any]) -> Callable[..., Any]:
             raise _Failure(f"{problem.filename}: {problem.strerror}") from problem
 
     return wrapped
+
+
+def table_console() -> Console:
+    """Where tables are printed: the terminal at its own width. A file or a pipe has none, and 80 columns would cut the
+    words: it gets 200."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

@@ -59,8 +59,8 @@ def detector(monkeypatch):
     from faces.sources import reader
 
     real = reader.open_faces
-    monkeypatch.setattr("benchmarks.teacher_runs.open_faces", lambda spec: real(spec, aligned=True))
-    monkeypatch.setattr("compress.teacher_study.open_faces", lambda spec: real(spec, aligned=True))
+    for module in ("benchmarks.teacher_runs", "compress.teacher_study", "faces.parts"):
+        monkeypatch.setattr(f"{module}.open_faces", lambda spec: real(spec, aligned=True))
 
 
 def invoke(data, out, *more):
@@ -87,7 +87,8 @@ def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_t
     assert "| octuplet | 0 | not run |" in text
     assert "| none | 1 |" in text
     assert "same@7" in text
-    invoke(data, tmp_path, "--table", "octuplet")
+    shown = invoke(data, tmp_path, "--table", "octuplet").output
+    assert " mean, points from baseline " in shown, "piped, the table was cut"
     table = json.loads((tmp_path / "results/octuplet.json").read_text())
     octuplet = next(row for row in table["rows"] if row["row"] == "octuplet")
     told = octuplet["parts"]["val"]
@@ -180,6 +181,24 @@ def test_a_student_from_each_teacher(data, detector, small_table, tmp_path):
     digest = sha256(tmp_path / "out/students-by-teacher.json")
     done = CliRunner().invoke(study.main, [str(one) for one in arguments])
     assert (done.exit_code, sha256(tmp_path / "out/students-by-teacher.json")) == (0, digest)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--teacher", "swin_b"), "swin_b has no weights here"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--student", "tiny17"), "unknown student 'tiny17'"),
+        (("--tuned", f"broken={__file__}"), "neither a safetensors file nor"),
+    ],
+)
+def test_models_that_cannot_be_had_are_told_before_any_face_is_read(data, tmp_path, monkeypatch, more, said):
+    monkeypatch.setattr("compress.teacher_study.open_faces", None)
+    folder, pairs = data
+    arguments = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs, "--folder", tmp_path / "study"]
+    done = CliRunner().invoke(study.main, [str(one) for one in (*arguments, "--out", tmp_path / "out", *more)])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert said in done.output
 
 
 def test_wrong_input_is_one_line(data, tmp_path):

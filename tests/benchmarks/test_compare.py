@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -101,6 +102,14 @@ def test_operators_of_a_tflite_file(tiny_files, name):
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert rows[0]["micros"] > 0
     assert 0 < operators.bound(rows, 4, 110.0)["products_share"] <= 1
+
+
+def test_a_missing_litert_is_named(tiny_files, monkeypatch):
+    for name in ("ai_edge_litert", "ai_edge_litert.interpreter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = CliRunner().invoke(operators.main, [str(tiny_files["tflite"])])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert "pip install ai-edge-litert" in done.stderr
 
 
 def test_without_xnnpack_the_features_are_the_same(tiny_files, some_faces):

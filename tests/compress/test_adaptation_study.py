@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 from orl_people import write_people
 
-from compress import adaptation_rows, study
+from compress import adaptation_rows, adaptation_study, study
 from compress.adaptation_rows import CASES, softmax_recognises, split_faces
 from compress.config import Adapt, load_config
-from compress.part_scores import open_parts
 from faces.dataset import Faces
 from faces.errors import UserError
+from faces.parts import open_parts
 from faces.sources import open_faces
 
 SETTINGS = ("distill.samples=640", "distill.batch=64", "adapt.steps=60", "adapt.lr=0.01")
@@ -100,6 +100,7 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     assert found["no cross-dataset step"]["closed_set"]["full"]["points"] > 60
     text = (tmp_path / "adaptation.md").read_text()
     assert "closed-set, full" in text
+    assert " compression without distillation  dlib_resnet " in done.output, "piped, the table was cut"
     assert "| compression without distillation | dlib_resnet | 0 | not run |" in text
     assert "closed-set, full" in (tmp_path / "adaptation.svg").read_text()
 
@@ -149,6 +150,21 @@ def test_each_case_adapts_to_what_its_name_says(data, tmp_path, monkeypatch):
     own = taught["no cross-dataset step"].targets
     assert np.abs(own.mean(0)).max() < 1e-4
     assert not np.allclose(taught["proposed"].targets, taught["mixed"].targets)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--teacher", "dlib_resnet", "--teacher", "onnx:nowhere.onnx"), "nowhere.onnx"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--student", "tiny17"), "unknown student 'tiny17'; did you mean tiny16? Known: tiny16, tiny32, "),
+    ],
+)
+def test_models_that_cannot_be_had_are_told_before_any_face_is_read(data, tmp_path, monkeypatch, more, said):
+    monkeypatch.setattr(adaptation_study, "open_parts", None)
+    done = adaptation(data, tmp_path, *more)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert said in done.output
 
 
 def test_the_figure_has_a_colour_for_each_teacher(tmp_path):

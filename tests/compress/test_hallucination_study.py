@@ -60,6 +60,7 @@ def test_the_table_holds_what_each_way_gives_and_costs(data, tmp_path, monkeypat
     assert rows["student tiny16"]["faces_per_cpu_second"] > 5 * rows["ESPCN"]["faces_per_cpu_second"]
     text = (tmp_path / "hallucination.md").read_text()
     assert "same@16" in text
+    assert " multiply-accumulates, million  faces per CPU second  student is faster by " in done.output, "piped, cut"
     assert "| student tiny16 |" in text
 
     def refuse(*_, **__):
@@ -90,6 +91,8 @@ def test_another_size_has_no_row_of_a_student_that_was_not_given(data, tmp_path)
         (("--student", "tiny16", "--px", "32"), "no --px 16 was given"),
         (("--px", "16", "--px", "96"), "96 px leave nothing to enlarge"),
         (("--teacher", "a+b"), "is an ensemble"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--teacher", "swin_b"), "swin_b has no weights here"),
     ],
 )
 def test_mistakes_are_told_in_one_line(data, tmp_path, more, said):

@@ -114,6 +114,7 @@ def test_curves_of_a_student_as_it_is_fine_tuned_and_from_scratch(people, tmp_pa
     assert found[FINETUNED, 4]["top1"]["points"] < found[SCRATCH, 4]["top1"]["points"]
     assert found[FINETUNED, 4]["top1"]["points"] < found[FINETUNED, 1]["top1"]["points"]
     assert (tmp_path / "tiny16-head.svg").is_file()
+    assert max(map(len, done.output.splitlines())) > 80, "piped, the table was cut"
     assert "closed-set" in (tmp_path / "tiny16-head.md").read_text()
     before = (tmp_path / "tiny16-head.json").read_bytes()
     assert head(people, tmp_path, *arguments).exit_code == 0
@@ -173,8 +174,14 @@ def test_mistakes_are_told_in_one_line(people, tmp_path, more, said):
     assert said in done.output
 
 
-def test_weights_of_another_network_are_refused(people, tmp_path):
+def test_an_unknown_student_and_weights_of_another_network_are_told_before_any_face_is_read(
+    people, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(head_study, "open_faces", None)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    done = head(people, tmp_path, "--student", "tiny17", "--student-weights", str(tmp_path / "other.safetensors"))
+    assert done.exit_code == 2
+    assert "unknown student 'tiny17'" in done.output
     done = head(people, tmp_path, "--images", "1", "--student-weights", str(tmp_path / "other.safetensors"))
     assert done.exit_code == 2
     assert "does not hold the weights of a tiny16" in done.output

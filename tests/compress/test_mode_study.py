@@ -63,6 +63,7 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     assert found["s, relational"]["seeds"] == []
     text = (tmp_path / "tiny16-modes.md").read_text()
     assert "| s, relational | 0 | not run |" in text
+    assert " sc, regression, two teachers " in done.output, "piped, the table was cut"
     assert "640 degraded faces" in text
     assert "| row | seeds | same@16 | from baseline | TPR at FPR 10% | cross@16 |" in text
 
@@ -166,3 +167,31 @@ def test_mistakes_are_told_in_one_line(data, tmp_path, more, said):
     done = modes(data, tmp_path, *more)
     assert done.exit_code == 2
     assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--second", "swin_c"), "unknown teacher 'swin_c'; did you mean swin_b? Known: dlib_resnet, "),
+        (("--second", "onnx:nowhere.onnx"), "nowhere.onnx"),
+        (("--second", "swin_b"), "swin_b has no weights here"),
+        (("--second", "dlib_resnet"), "names a member twice"),
+        (("--teacher", "dlib"), "unknown teacher 'dlib'"),
+        (("--student", "tiny17"), "unknown student 'tiny17'; did you mean tiny16? Known: tiny16, tiny32, "),
+        (("--student", "tiny17", "--read-only"), "unknown student 'tiny17'"),
+        (("--set", "distill.weights=nowhere"), "nowhere"),
+    ],
+)
+def test_models_that_cannot_be_had_are_told_before_any_face_is_read(data, tmp_path, monkeypatch, more, said):
+    monkeypatch.setattr(mode_study, "open_faces", None)
+    done = modes(data, tmp_path, *more)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_teacher_of_no_row_and_of_kept_rows_need_not_be_there(data, tmp_path):
+    done = modes(data, tmp_path, "--second", "onnx:nowhere.onnx", "--table", "modes", "--row", "c", "--seed", "0")
+    assert done.exit_code == 0, (done.output, done.exception)
+    done = modes(data, tmp_path, "--second", "onnx:nowhere.onnx", "--table", "modes", "--read-only")
+    assert done.exit_code == 0, (done.output, done.exception)

@@ -1,14 +1,13 @@
 """What scores say, against naive counts."""
 
-from types import SimpleNamespace
-
 import numpy as np
+import onnx
 import pytest
 
 from compress import part_scores
-from compress.part_scores import Part, mean_values, pair_values, people_summary, summary
+from compress.part_scores import mean_values, pair_values, people_summary, summary, teacher_features
 from faces.dataset import Faces
-from faces.errors import UserError
+from faces.parts import Part
 from faces.verification import Pairs, correct_by_fold
 
 
@@ -85,9 +84,35 @@ def test_people_are_resampled_not_faces():
     assert people_summary(right, right, people)["against_baseline"] == {"points": 0.0, "ci95": [0.0, 0.0]}
 
 
-def test_two_parts_of_one_name_are_refused(monkeypatch):
-    monkeypatch.setattr(part_scores, "open_faces", lambda spec: SimpleNamespace(keys=()))
-    monkeypatch.setattr(part_scores, "read_pairs", lambda file, keys: None)
-    assert [part.name for part in part_scores.open_parts([("a/val.tar", "p.csv"), ("a/other.tar", "p.csv")])]
-    with pytest.raises(UserError, match="two of --val are named 'val'"):
-        part_scores.open_parts([("a/val.tar", "p.csv"), ("b/val.tar", "p.csv")])
+def write_embedder(file, factor):
+    """An ONNX file: `factor` times the mean colour of a face of 8 px."""
+    shapes = {"images": ["n", 3, 8, 8], "embeddings": ["n", 3]}
+    given, found = (onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items())
+    weight = onnx.numpy_helper.from_array(np.float32(factor) * np.eye(3, dtype=np.float32), "weight")
+    axes = onnx.numpy_helper.from_array(np.array([2, 3]), "axes")
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["images", "axes"], ["colour"], keepdims=0),
+        onnx.helper.make_node("MatMul", ["colour", "weight"], ["embeddings"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "embedder", [given], [found], [weight, axes])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), str(file))
+
+
+def test_another_file_under_the_same_name_is_noticed(tmp_path, monkeypatch):
+    faces, file = made(people=2)[0].faces, tmp_path / "teacher.onnx"
+    teacher = f"onnx:{file}?mean=0,0,0&std=1,1,1"
+    faces.images[:] = 255
+    write_embedder(file, 2)
+    np.testing.assert_allclose(teacher_features(teacher, faces, tmp_path), np.full((8, 3), 2))
+    write_embedder(file, 3)
+    np.testing.assert_allclose(teacher_features(teacher, faces, tmp_path), np.full((8, 3), 3))
+    write_embedder(file, 2)
+    monkeypatch.setattr(part_scores, "embed", None)
+    np.testing.assert_allclose(teacher_features(teacher, faces, tmp_path), np.full((8, 3), 2))
+
+
+def test_features_of_a_teacher_without_a_file_are_found_where_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_scores, "embed", lambda teacher, faces, mirror, progress: np.zeros((len(faces), 3)))
+    teacher_features("dlib_resnet", made(people=2)[0].faces, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["features-3046b3815d729373.npy"]

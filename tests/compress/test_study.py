@@ -72,6 +72,13 @@ def test_the_teacher_is_not_ranked_among_the_students(ended):
     ]
 
 
+@pytest.mark.parametrize("command", study.main.commands.values(), ids=list(study.main.commands))
+def test_every_option_says_what_it_is_for(command):
+    for option in command.params:
+        words = (option.help or "").removesuffix("Repeats.").split()
+        assert len(words) >= 3, f"{option.opts[0]} teaches nothing: {option.help!r}"
+
+
 def test_the_gap_to_the_best_is_paired():
     best, other = [90.0, 85.0, 88.0, 91.0], [88.0, 84.0, 84.0, 90.0]
     found = study._paired(best, other)

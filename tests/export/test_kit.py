@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import export
 from export import kit as kits
 from export.__main__ import main
 from export.kit import Bench, Kit, degraded_crops, read_kit, student_crops, write_kit
+from export.sidecar import Alpha
+from export.stage import Subject
 from faces import open_faces
 from faces.degrade import Degradation
 from faces.errors import UserError
@@ -59,6 +62,26 @@ def test_the_students_trial_are_unseen_people_and_the_rest_counts_for_numbers_al
     assert max(subject.trial.pairs.a.max(), subject.trial.pairs.b.max()) < len(test)
     assert subject.calibration.shape == (200, 16, 16, 3)  # the virtual faces behind the 200 are left out
     assert "200 faces of orl's training people" in subject.calibration_source
+
+
+def test_a_fixed_alpha_is_priced_on_the_faces_that_the_pairs_name(folder, card, monkeypatch):
+    bench = Bench(folder, read_kit(folder))
+    people = bench.test.identities
+    bench.test = replace(bench.test, identities=np.where(np.arange(len(people)) % 3, people, -1))
+    trial = bench._trial(256, "full", lambda faces: np.asarray(faces.images)[:, ::16, ::16])
+    assert len(trial.images) - trial.filled == len(people)
+    alpha = Alpha(policy="mean", value=0.5, input=None, source="made", price=())
+    monkeypatch.setattr(kits.merge, "choose_alpha", lambda *_: alpha)
+    for name in ("merged", "at_alpha"):
+        monkeypatch.setattr(kits.merging, name, lambda *_: None)
+    monkeypatch.setattr(kits, "reference_embeddings", lambda *_: None)
+    told = []
+    monkeypatch.setattr(kits.merge, "price", lambda *given: told.append(given) or ())
+    bench._at("mean", None, Subject("teacher", None, card, trial), trial.images)
+    ((_, _, images, pairs, identities),) = told
+    assert len(images) == len(identities) == len(people)
+    assert np.array_equal(images[pairs.a], trial.images[pairs.a])
+    assert np.array_equal(identities[pairs.a] == identities[pairs.b], pairs.same)
 
 
 def test_calibration_is_degraded_and_the_same_for_a_seed(faces):

@@ -5,6 +5,7 @@ import pytest
 from export import parity, sidecar
 from export.parity import Trial
 from export.runtimes import Artifact
+from export.sidecar import Gate, Parity
 from faces import verification
 from faces.errors import UserError
 
@@ -106,6 +107,20 @@ def test_accuracy_is_that_of_a_plain_count_and_decides_of_int8_alone():
     # A float file reports the same and passes by its cosine; so does int8 that equals its model.
     assert parity.with_accuracy(same, worse, model, trial, "cosine", "fp16").passed
     assert parity.with_accuracy(same, model, model, trial, "cosine", "int8").passed
+
+
+@pytest.mark.parametrize(
+    ("cosine", "low", "decides", "excess"),
+    [(0.98, -0.2, True, 1), (0.96, -0.2, True, 2), (0.99, -1.5, True, 3), (0.99, -1.5, False, 0.5), (1, 0.4, True, 0)],
+)
+def test_the_excess_is_that_of_the_worse_criterion(cosine, low, decides, excess):
+    gate = Gate(protocol="same@16", data="d", pairs=9, accuracy=80, ci95=(79, 81), model=80, difference=0,
+                difference_ci95=(low, 1), decides=decides)  # fmt: skip
+    told = Parity(max_abs=0.1, cosine_min=cosine, faces=256, passed=None, reason="", accuracy=gate)
+    assert parity.excess(told, "int8") == pytest.approx(excess)
+    assert parity.excess(told, "fp16") == pytest.approx((1 - cosine) / 0.0001)
+    assert parity.excess(told.model_copy(update={"accuracy": None}), "int8") == pytest.approx((1 - cosine) / 0.02)
+    assert parity.excess(told.model_copy(update={"cosine_min": None}), "int8") == np.inf
 
 
 def test_few_pairs_do_not_decide():

@@ -117,6 +117,38 @@ def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subje
     ]  # fmt: skip
 
 
+def test_of_attempts_that_all_miss_the_closest_is_kept(tmp_path, student, noise, card, subject, monkeypatch):
+    """Plain, unsigned, fine-tuned, fine-tuned and unsigned: here the second is the best and the last the worst."""
+    cosines = {(False, False): 0.9, (False, True): 0.97, (True, False): 0.95, (True, True): 0.6}
+    tried, measured, quantise, judge = [], [], stage.quantize_onnx, stage.parity.judge
+
+    def spy(floats, path, crops, consumer, unsigned):
+        tried.append((floats.name.startswith("aware"), unsigned))
+        quantise(floats, path, crops, consumer, unsigned)
+        measured.append(sha256(path))
+
+    def judged(found, reference, precision):
+        least = cosines[tried[-1]]
+        update = {"cosine_min": least, "passed": False, "reason": f"least cosine {least}"}
+        return judge(found, reference, precision).model_copy(update=update)
+
+    monkeypatch.setattr(stage, "quantize_onnx", spy)
+    monkeypatch.setattr(stage.parity, "judge", judged)
+    one = replace(
+        subject(student("tiny16"), noise(64, 16), card), calibration=noise(64, 16), calibration_source="noise",
+        aware=lambda: student("tiny16", seed=5),
+    )  # fmt: skip
+    how = How(formats=["onnx"], precisions=["int8"], allow_failure=True)
+    rows, _ = stage.export_model(one, tmp_path, how)
+    cpu = next(row for row in rows if row["consumer"] == "cpu")
+    assert cpu["parity"]["cosine_min"] == 0.97
+    assert cpu["sha256"] == sha256(tmp_path / cpu["path"]) == measured[1] != measured[3]
+    kept = sidecar.read(tmp_path / cpu["path"])
+    assert (kept.file, kept.calibration.trained, kept.parity_failure_allowed) == (cpu["path"], False, True)
+    with pytest.raises(UserError, match=r"differs from its model: least cosine 0\.97"):
+        stage.export_model(one, tmp_path, replace(how, allow_failure=False))
+
+
 def test_what_a_killed_run_left_goes_away(tmp_path, student, noise, card, subject):
     (tmp_path / ".unproved").mkdir()
     (tmp_path / ".unproved" / "student.onnx").write_text("half a file")

@@ -2,7 +2,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from faces.cli import run_cli
+from faces.cli import run_cli, table_console
 from faces.errors import UserError
 
 
@@ -44,3 +44,11 @@ def test_our_own_mistakes_keep_their_traceback(problem):
     done, _ = _invoke(problem)
     assert done.exit_code == 1
     assert done.exception is problem
+
+
+def test_a_pipe_is_wide_and_a_terminal_as_wide_as_it_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert table_console().width == 200
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert table_console().width == 70
