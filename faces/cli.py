@@ -3,6 +3,7 @@ their tables."""
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import click
@@ -21,8 +22,8 @@ class _Failure(click.ClickException):
 def run_cli(function: Callable[..., Any]) -> Callable[..., Any]:
     """Innermost decorator of a click command's function: a UserError becomes one line and exit code 2.
 
-    So do operating-system errors that name a file (permission, no such folder, full disk); all other
-    exceptions are ours and keep their traceback.
+    So do operating-system errors that name a file (permission, no such folder, full disk) and a package that is
+    not installed, as where a checkout is run as it is; all other exceptions are ours and keep their traceback.
     """
 
     @functools.wraps(function)
@@ -31,6 +32,10 @@ def run_cli(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **options)
         except UserError as mistake:
             raise _Failure(str(mistake)) from mistake
+        except PackageNotFoundError as missing:
+            raise _Failure(
+                f"the package {missing.name} is not installed: pip install -e . in the checkout"
+            ) from missing
         except OSError as problem:
             if problem.filename is None:
                 raise

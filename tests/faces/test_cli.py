@@ -1,3 +1,5 @@
+from importlib.metadata import PackageNotFoundError
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -37,6 +39,12 @@ def test_the_file_of_a_system_error_is_named(tmp_path):
     done, _ = _invoke(problem.value)
     assert done.exit_code == 2
     assert done.stderr == f"error: {tmp_path}/file/out: Not a directory\n"
+
+
+def test_a_package_that_is_missing_is_named():
+    done, _ = _invoke(PackageNotFoundError("bridgeface"))
+    assert done.exit_code == 2
+    assert done.stderr == "error: the package bridgeface is not installed: pip install -e . in the checkout\n"
 
 
 @pytest.mark.parametrize("problem", [ZeroDivisionError("ours"), OSError("no file in it")])
