@@ -59,7 +59,7 @@ def run(run: Run) -> dict[str, Any]:
         run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, train))
         facts["reference_source"] = reference.source
     teacher.to(run.config.device)
-    method = run.config.teacher.finetune.method
+    method, tuned = run.config.teacher.finetune.method, ""
     if method != "none":
         if world_size() > 1:
             raise UserError(
@@ -68,11 +68,12 @@ def run(run: Run) -> dict[str, Any]:
                 "it wrote as --teacher-weights"
             )
         facts["finetuned"] = tune(run, teacher, _base(run, teacher))
+        tuned = f", fine-tuned by {method} ({facts['finetuned']['steps']} steps)"
     features = embed_resumable(run, teacher, train)
     run.save_features(FEATURES, features)
     return {
         "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces"
-        f"{' and their mirror images' if run.config.teacher.mirror else ''}, {teacher.source}",
+        f"{' and their mirror images' if run.config.teacher.mirror else ''}, {teacher.source}{tuned}",
         "name": teacher.name,
         "source": teacher.source,
         "bootstrap": teacher.bootstrap,

@@ -41,8 +41,8 @@ def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict
             "give the files with --teacher-weights FILE+FILE"
         )
     train, test = load_parts(run)
-    # The virtual faces behind the real ones are unlabelled.
-    real = train.subset(train.labelled)
+    # Virtual faces are unlabelled too: who learns from faces of nobody known may learn from them.
+    faces = train if how.unlabelled else train.subset(train.labelled)
     folder = run.path(f"work/finetune-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / TUNED).is_file():
@@ -52,7 +52,7 @@ def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict
         fabric = create_fabric(run.config.device, folder=folder)
         with run.progress(f"fine-tune by {how.method}", how.steps) as advance, threads(cores()):
             finetune_teacher(
-                teacher, real, how, run.config.seed, folder, fabric, base=base,
+                teacher, faces, how, run.config.seed, folder, fabric, base=base,
                 progress=lambda count, _: advance(count), check=resolution_check(test, pairs),
                 checks=run.config.teacher.checks,
             )  # fmt: skip

@@ -120,6 +120,7 @@ def test_the_pipeline_fine_tunes_merges_and_distils(people, tmp_path):
     assert done.exit_code == 0, (done.output, done.exception)
     found = results.load(tmp_path / "run/results.json")
     tuned = found.teacher.finetuned
+    assert "fine-tuned by petalface (4 steps)" in done.stderr
     assert (found.teacher.method, tuned.steps) == ("petalface", 4)
     assert 0 < tuned.trained < found.teacher.params
     assert tuned.fixed_alpha.merge_max_abs < 1e-5
