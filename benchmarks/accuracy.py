@@ -14,6 +14,7 @@ from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
 from faces.cli import run_cli, table_console
 from faces.files import write_json, write_text
+from teachers.fabric import check_device
 from teachers.finetune import progress_bar
 
 
@@ -47,7 +48,10 @@ def teachers(
     time, so a stopped table continues; several processes may work on different rows. A row that was not run says so
     in the table. Writes OUT/TABLE.json, OUT/TABLE.md and the figures.
     """
+    check_device(device)
     bench = Bench(specs, vals, out / "rows", folder, scale, unlabelled, device)
+    # Whatever is wrong with them is told before hours of training.
+    parts = [part.name for part in bench.parts]
     console = Console(stderr=True)
     torch.set_num_threads(1)
     for name in tables or tuple(TABLES):
@@ -59,12 +63,14 @@ def teachers(
             if seed < row.seeds and (not rows or row.name in rows) and (not seeds or seed in seeds)
         ]
         for row, seed in () if read_only else work:
-            if bench.read(row, seed) is None:
+            if row.changes.get("unlabelled") and not unlabelled:
+                console.print(f"{name}: {row.name}: left out, as it needs --unlabelled FACES", highlight=False)
+            elif bench.read(row, seed) is None:
                 console.print(f"{name}: {row.name}, seed {seed}", highlight=False)
                 with progress_bar(console, bench.settings(row)["steps"]) as advance:
                     bench.run(row, seed, advance)
         summary = summarise(bench, table)
-        text = markdown(summary, [part.name for part in bench.parts])
+        text = markdown(summary, parts)
         write_json(out / f"{name}.json", summary)
         write_text(out / f"{name}.md", text)
         teacher_plots.draw(bench, name, table, out)

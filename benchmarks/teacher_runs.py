@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ class Bench:
 
     @cached_property
     def everyone(self) -> Faces:
-        if not self.unlabelled:
-            raise UserError("this row learns from unlabelled faces too: name them with --unlabelled SPEC")
-        return concatenate([self.train, *(open_faces(spec) for spec in self.unlabelled)])
+        """What rows with unlabelled faces learn from: whoever is known in --unlabelled counts as nobody."""
+        more = concatenate([open_faces(spec) for spec in self.unlabelled])
+        return concatenate([self.train, replace(more, identities=np.full(len(more), -1))])
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -121,7 +121,8 @@ class Bench:
             trained = sum(p.numel() for p in teacher.backbone.parameters() if p.requires_grad)
             facts["trained_share"] = trained / sum(p.numel() for p in teacher.backbone.parameters())
         facts["train_cpu_seconds"] = round(time.process_time() - began, 1)
-        facts["device"] = torch.cuda.get_device_name(self.device) if self.device != "cpu" else "cpu"
+        on_gpu = row.method != "none" and self.device != "cpu"
+        facts["device"] = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
         teacher.eval()
         scores = self._scores(teacher, row)
         with whole(folder / SCORES) as temporary:

@@ -46,8 +46,13 @@ def _entry(
     entry: dict[str, Any] = {"row": row.name, "method": row.method, "seeds_run": len(runs), "seeds_asked": row.seeds}
     if not runs:
         return entry | {"settings": bench.settings(row)}
-    entry |= {key: runs[0][key] for key in ("settings", "metric", "trained_share", "alpha") if key in runs[0]}
+    entry |= {
+        key: runs[0][key] for key in ("settings", "metric", "trained_share", "alpha", "precision") if key in runs[0]
+    }
     entry["cpu_seconds"] = [one["cpu_seconds"] for one in runs]
+    # Rows from before name no device: they ran on a CPU, and were not stopped on the way as far as is known.
+    entry["device"] = [one.get("device", "cpu") for one in runs]
+    entry["resumed"] = [one.get("resumed", False) for one in runs]
     if "norm_resolution_spearman" in runs[0]:
         entry["norm_resolution_spearman"] = float(np.mean([one["norm_resolution_spearman"] for one in runs]))
     entry["parts"] = {}

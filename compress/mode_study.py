@@ -119,7 +119,7 @@ class _Study:
             dataclasses.asdict(dataclasses.replace(self.config.distill, **row.changes)),
             seed,
             self.train.keys,
-            [(part.name, part.faces.keys, *(x.tolist() for x in (part.pairs.a, part.pairs.b))) for part in self.parts],
+            [part.state() for part in self.parts],
         ]
         return row_file(self.folder, made, row.name, seed)
 

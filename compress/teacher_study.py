@@ -62,6 +62,8 @@ def teachers(
         name, equals, file = one.partition("=")
         if not equals or not Path(file).is_file():
             raise UserError(f"--tuned takes NAME=FILE with an existing file, got {one!r}")
+        if name in files:
+            raise UserError(f"--tuned {one}: there is a row {name!r} already; give each another name")
         files[name] = Path(file)
     config = load_config("quick", None, {"teacher.name": teacher, "distill.student": student}, settings)
     check_models(config, ())

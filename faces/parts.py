@@ -37,7 +37,7 @@ def open_parts(vals: Iterable[tuple[str, str]]) -> list[Part]:
     parts: list[Part] = []
     for spec, file in vals:
         faces = open_faces(spec)
-        name = Path(spec).name.split(".")[0]
+        name = Path(spec).stem
         if name in {part.name for part in parts}:
             raise UserError(f"two of --val are named {name!r}: rename one of the files, or measure on one at a time")
         parts.append(Part(name, faces, read_pairs(Path(file), faces.keys)))

@@ -18,9 +18,12 @@ DRAWS = 24
 KERNELS = ("nearest", "bilinear", "bicubic", "area")
 
 
-def keyed_draws(seed: int, epoch: int, faces: np.ndarray, stream: int = 0) -> Tensor:
-    """(N, DRAWS) uniform in [0, 1), row i a function of (seed, epoch, faces[i], stream) alone."""
-    rows = [np.random.default_rng([seed, epoch, int(face), stream]).random(DRAWS, np.float32) for face in faces]
+def keyed_draws(seed: int, epochs: int | np.ndarray, faces: np.ndarray, stream: int = 0) -> Tensor:
+    """(N, DRAWS) uniform in [0, 1), row i a function of (seed, epochs[i], faces[i], stream) alone."""
+    rows = [
+        np.random.default_rng([seed, int(epoch), int(face), stream]).random(DRAWS, np.float32)
+        for epoch, face in zip(np.broadcast_to(epochs, faces.shape), faces, strict=True)
+    ]
     return torch.from_numpy(np.stack(rows))
 
 

@@ -17,6 +17,16 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 """64 is for comparisons: rounding alone parts two float32 runs with small batches and batch norms within steps."""
 
 
+def check_device(device: str) -> tuple[str, str]:
+    """cpu, cuda or cuda:N as (kind, number or nothing); UserError where it is another word or cannot be used here."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UserError(f"unknown device {device!r}: give cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} cannot be used here: no CUDA device is available; leave it out for the CPU")
+    return kind, number
+
+
 def create_fabric(
     device: str = "cpu",
     devices: int | None = None,
@@ -33,11 +43,7 @@ def create_fabric(
     from lightning_fabric import Fabric
     from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"unknown device {device!r}: give cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} cannot be used here: no CUDA device is available; leave it out for the CPU")
+    kind, number = check_device(device)
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}")
     if strategy == "fsdp" and kind != "cuda":

@@ -27,6 +27,7 @@ from teachers import augment, lora
 from teachers.checkpoint import Checkpoint
 from teachers.fabric import is_sharded
 from teachers.losses.partial_fc import PartialFC
+from teachers.memory import keep_freed_memory
 from teachers.methods.base import Method, create_method, kind_of
 from teachers.optimise import Average, create_head_optimiser, create_optimiser, rate_at, trained
 from teachers.samplers import Stream
@@ -91,8 +92,6 @@ def finetune(
         check = None
     if (how.batch + how.unlabelled) % world_size():
         raise UserError(f"a step of {how.batch + how.unlabelled} faces does not divide among {world_size()} processes")
-    if how.unlabelled and not how.anchor:
-        raise UserError("unlabelled faces are learnt from through octuplet's anchor: set anchor=2, or unlabelled=0")
     if not how.unlabelled:
         faces = faces.subset(faces.labelled)
     kind = kind_of(how.method)
@@ -104,18 +103,19 @@ def finetune(
     every, moments = max(1, how.steps // 200), _moments(how.steps, checks if check else 0)
     if progress:
         progress(trainer.done, "")
-    for step in range(trainer.done, steps):
-        if check and step == 0:
-            trainer.curve.append({"step": 0, **trainer.measure(check)})
-        row = trainer.step(step, first_gradient if step == 0 else None)
-        if (step + 1) % every == 0 or step + 1 in moments or step == 0:
-            if check and step + 1 in moments:
-                row |= trainer.measure(check)
-            trainer.log(row)
-        if progress:
-            progress(1, f"loss {row['loss']:.3f}")
-        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-            trainer.save(step + 1)
+    with keep_freed_memory():
+        for step in range(trainer.done, steps):
+            if check and step == 0:
+                trainer.curve.append({"step": 0, **trainer.measure(check)})
+            row = trainer.step(step, first_gradient if step == 0 else None)
+            if (step + 1) % every == 0 or step + 1 in moments or step == 0:
+                if check and step + 1 in moments:
+                    row |= trainer.measure(check)
+                trainer.log(row)
+            if progress:
+                progress(1, f"loss {row['loss']:.3f}")
+            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                trainer.save(step + 1)
     if steps == how.steps:
         trainer.finish()
     teacher.backbone.eval()
@@ -148,6 +148,7 @@ class _Trainer:
         backbone = teacher.backbone.to(fabric.device)
         if how.train_batch_norm:
             global_batch_norm(backbone)
+        self.stream = Stream(method.sampler, faces.identities, how.batch, seed, how.unlabelled)
         self.sample = self._sample() if not self.checkpoint.exists() else None
         if self.sample is not None:
             self.method.start(self.sample[0].to(self.precision), self.sample[1])
@@ -163,7 +164,6 @@ class _Trainer:
         own = [p for p in self.method.parameters() if p.requires_grad]
         self.head_optimiser = create_head_optimiser(own, how) if own else None
         self.mean = Average(self.model, how.average) if how.average else None
-        self.stream = Stream(method.sampler, faces.identities, how.batch, seed, how.unlabelled)
         self.reader = ThreadPoolExecutor(1)
         self._restore()
         if self.method.centre is not None:
@@ -280,10 +280,9 @@ class _Trainer:
         return images, draws, torch.from_numpy(labels).to(self.fabric.device)
 
     def _cut(self, position: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        batch, epoch = self.stream.at(position)
-        mine = rank_slice(batch, rank(), world_size())
+        mine, epochs = (rank_slice(one, rank(), world_size()) for one in self.stream.at(position))
         crops = crop(self.faces.images[mine], self.faces.landmarks[mine], self.teacher.template, self.teacher.input_px)
-        return crops, augment.keyed_draws(self.seed, epoch, mine), self.faces.identities[mine]
+        return crops, augment.keyed_draws(self.seed, epochs, mine), self.faces.identities[mine]
 
     def _share_head_gradients(self) -> None:
         """The mean over processes: they are equal but for rounding, and must stay so (a sharded head's are its own)."""

@@ -66,8 +66,8 @@ class Stream:
             )
         self._starts, self._epoch, self._batches = [0], -1, Epoch()
 
-    def at(self, step: int) -> tuple[NDArray[np.int64], int]:
-        """(face indices, epoch). Steps are asked for in rising order, or from anywhere after a resume."""
+    def at(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(face indices, the epoch of each). Steps are asked for in rising order, or from anywhere after a resume."""
         epoch = next((i for i in range(len(self._starts) - 1) if step < self._starts[i + 1]), len(self._starts) - 1)
         while True:
             if epoch != self._epoch:
@@ -75,12 +75,15 @@ class Stream:
                 if epoch + 1 == len(self._starts):
                     self._starts.append(self._starts[-1] + len(self._batches))
             if step < self._starts[epoch + 1]:
-                return np.concatenate([self._batches[step - self._starts[epoch]], self._nobody(step)]), epoch
+                known = self._batches[step - self._starts[epoch]]
+                nobody, their_epoch = self._nobody(step)
+                epochs = np.repeat([epoch, their_epoch], [len(known), len(nobody)])
+                return np.concatenate([known, nobody]), epochs
             epoch += 1
 
-    def _nobody(self, step: int) -> NDArray[np.int64]:
+    def _nobody(self, step: int) -> tuple[NDArray[np.int64], int]:
         if not self._unlabelled:
-            return self._unknown[:0]
+            return self._unknown[:0], 0
         epoch, place = divmod(step, len(self._unknown) // self._unlabelled)
         order = epoch_order(len(self._unknown), self._arguments[2], epoch)
-        return self._unknown[order[place * self._unlabelled : (place + 1) * self._unlabelled]]
+        return self._unknown[order[place * self._unlabelled : (place + 1) * self._unlabelled]], epoch

@@ -106,10 +106,15 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
     if method not in DEFAULTS:
         raise UserError(f"unknown teacher method {method!r}. Known: {', '.join(DEFAULTS)}")
     try:
-        return TypeAdapter(Finetune).validate_python({"method": method, **DEFAULTS[method], **changes})
+        how = TypeAdapter(Finetune).validate_python({"method": method, **DEFAULTS[method], **changes})
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = ", ".join(field.name for field in dataclasses.fields(Finetune))
         hint = f" (known: {known})" if first["type"] in ("unexpected_keyword_argument", "extra_forbidden") else ""
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}{hint}") from None
+    if how.unlabelled and not (method == "octuplet" and how.anchor):
+        raise UserError(
+            "unlabelled: faces of nobody known are learnt from through octuplet's anchor alone (anchor > 0)"
+        )
+    return how

@@ -68,6 +68,7 @@ def test_fsdp_gives_the_weights_of_one_process_without_it(kind, method, tmp_path
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         found[strategy] = torch.load(tmp_path / f"{strategy}.pt", weights_only=True)
+    assert moved(found["auto"], kind) > 1e-4
     assert largest_difference(found["auto"], found["fsdp"]) < 1e-5
 
 

@@ -112,6 +112,16 @@ def test_faces_without_a_label_have_the_anchor_alone() -> None:
     assert all(feature.grad[:4].any() and not feature.grad[4:].any() for feature in features)
 
 
+def test_the_anchor_holds_faces_without_a_label_too() -> None:
+    method = method_of("octuplet", anchor=2.0, triplet_margin=9.0)
+    features = [torch.randn(6, 16, requires_grad=True) for _ in range(2)]
+    views = [torch.rand(6, 3, 112, 112) for _ in range(2)]
+    method(features, torch.tensor([0, 0, 3, 3, -1, -1]), views)["anchor"].backward()
+    # Of a mean of lengths, each row's gradient has the length weight / rows.
+    for feature in features:
+        assert torch.allclose(feature.grad.norm(dim=1), torch.full((6,), 2 / 6))
+
+
 def test_the_triplet_margin_follows_the_teacher_unless_it_is_given() -> None:
     features = torch.randn(40, 16)
     for distance in ("euclidean", "squared", "cosine"):
@@ -229,6 +239,9 @@ def test_many_people_get_a_sampled_head() -> None:
 
 
 def test_settings_that_are_wrong() -> None:
+    for method, changes in (("full", {"unlabelled": 4, "anchor": 2.0}), ("octuplet", {"unlabelled": 4, "anchor": 0.0})):
+        with pytest.raises(UserError, match="octuplet's anchor alone"):
+            finetune_settings(method, **changes)
     with pytest.raises(UserError, match=r"unknown teacher method 'octopus'.*octuplet"):
         finetune_settings("octopus")
     with pytest.raises(UserError, match=r"learning_rate.*known: .*lr"):
