@@ -128,8 +128,8 @@ def main(student: str, teacher: str, weights: str | None, training_steps: int, j
     """On a machine with an NVIDIA GPU, in about ten minutes: engines of student and teacher built and held to their
     models, throughput of every backend by CUDA events, a few steps of fine-tuning and distillation, peak memory.
 
-    A backend that is missing or cannot run here is a row `not run: reason`. Run on one H200 so far, in two minutes,
-    without TensorRT and onnxruntime-gpu.
+    A backend that is missing or cannot run here is a row `not run: reason`. Run on one H200 so far, but for
+    what needs an exported file.
     """
     if not engines.has_gpu():
         raise UserError("no NVIDIA driver or no GPU here: run this on a machine with one (nvidia-smi shows it)")
