@@ -81,6 +81,30 @@ def small_table(monkeypatch):
     monkeypatch.setitem(TABLES, "octuplet", Table("Title", "About", rows))
 
 
+def test_a_row_with_unlabelled_faces_waits_for_them_and_takes_anybody_as_nobody(data, detector, tmp_path, monkeypatch):
+    row = Row("free", "octuplet", TINY | {"unlabelled": 4, "anchor": 1.0})
+    monkeypatch.setitem(TABLES, "octuplet", Table("Title", "About", (row,), None))
+    assert "free: left out, as it needs --unlabelled" in invoke(data, tmp_path, "--table", "octuplet").stderr
+    assert "| free | 0 | not run |" in (tmp_path / "results/octuplet.md").read_text()
+    more = write_people(tmp_path / "more", 3, 2, 5)
+    invoke(data, tmp_path, "--table", "octuplet", "--unlabelled", more)
+    entry = json.loads((tmp_path / "results/octuplet.json").read_text())["rows"][0]
+    assert (entry["seeds_run"], entry["device"], entry["settings"]["unlabelled"]) == (1, ["cpu"], 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"), [("--device", "gpu7", "unknown device"), ("--val", None, "two of")]
+)
+def test_mistakes_are_told_before_a_row_is_run(data, detector, tmp_path, option, value, said):
+    folder, pairs = data
+    val = ["--val", folder / "val", pairs]
+    arguments = ["teachers", "--data", folder / "train", *val, *([option, value] if value else val), "--out", tmp_path]
+    done = CliRunner().invoke(accuracy.main, [str(one) for one in (*arguments, "--folder", tmp_path / "work")])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_table, tmp_path, monkeypatch):
     invoke(data, tmp_path, "--table", "octuplet", "--row", "none")
     text = (tmp_path / "results/octuplet.md").read_text()
