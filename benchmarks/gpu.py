@@ -125,7 +125,7 @@ def everything(student: str, teacher: str, weights: str | None, device: str, tra
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=Path("gpu.json"), show_default=True)
 @run_cli
 def main(student: str, teacher: str, weights: str | None, training_steps: int, json_file: Path) -> None:
-    """On a machine with an NVIDIA GPU, in about ten minutes: engines of student and teacher built and held to their
+    """On a machine with an NVIDIA GPU, in minutes: engines of student and teacher built and held to their
     models, throughput of every backend by CUDA events, a few steps of fine-tuning and distillation, peak memory.
 
     A backend that is missing or cannot run here is a row `not run: reason`. Run on one H200 so far, but for

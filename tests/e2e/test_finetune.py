@@ -133,3 +133,20 @@ def test_the_pipeline_fine_tunes_merges_and_distils(people, tmp_path):
     assert again.exit_code == 0
     assert again.stderr.count("done before") == 8
     assert (tmp_path / "run/teacher.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_pipeline_tunes_on_faces_of_nobody_known_too(people, tmp_path):
+    sets = {
+        "teacher.finetune.steps": 2, "teacher.finetune.batch": 4, "teacher.finetune.unlabelled": 4,
+        "teacher.checks": 0, "distill.samples": 256, "distill.batch": 128, "adapt.steps": 10, "evaluate.px": [16],
+        "evaluate.most": 30, "benchmark.batches": [1], "export.formats": ["onnx"], "data.test_share": 0.15,
+    }  # fmt: skip
+    command = ["--teacher", "dlib_resnet", "--student", "tiny16", "--data", str(people), "--teacher-method", "octuplet"]
+    command += [part for key, value in sets.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    virtual = CliRunner().invoke(pipeline, [*command, "--set", "data.virtual=8", "--out", str(tmp_path / "run")])
+    assert virtual.exit_code == 0, (virtual.output, virtual.exception)
+    assert "fine-tuned by octuplet (2 steps)" in virtual.stderr
+    alone = CliRunner().invoke(pipeline, [*command, "--set", "data.virtual=0", "--out", str(tmp_path / "alone")])
+    assert alone.exit_code == 2
+    assert "4 unlabelled faces a step were asked for and the data have 0" in alone.stderr

@@ -1,7 +1,7 @@
 """Fine-tuning on a GPU, where there is one: the CPU's numbers are the oracle.
 
 But for QGFace with its own augmentation, which is only trained and resumed here: its JPEG rounds coefficients, so that
-noise of 1e-7 in the images moves the weights of such a run by 7% of their way, on one CPU too.
+noise in the last bits of the images parts two such runs further than the bound, on one CPU too.
 """
 
 import subprocess

@@ -62,17 +62,19 @@ def test_a_stream_gives_the_same_batch_wherever_it_begins(kind) -> None:
 
 def test_unlabelled_faces_come_behind_each_batch_and_each_once_before_any_comes_again() -> None:
     labels = np.repeat([0, 1, 2, -1], [4, 5, 6, 10])
-    stream, plain = Stream("pairs", labels, 4, 1, unlabelled=3), Stream("pairs", labels, 4, 1)
+    stream, plain = Stream("pairs", labels, 4, 1, unlabelled=5), Stream("pairs", labels, 4, 1)
     batches = [stream.at(step)[0] for step in range(6)]
     for step, batch in enumerate(batches):
         np.testing.assert_array_equal(batch[:4], plain.at(step)[0])
         assert (labels[batch[4:]] == -1).all()
-        assert len(batch) == 7
-    for epoch in (batches[:3], batches[3:]):
-        assert len(set(np.concatenate([batch[4:] for batch in epoch]))) == 9
+        assert len(batch) == 9
+    for epoch in (batches[:2], batches[2:4], batches[4:]):
+        assert len(set(np.concatenate([batch[4:] for batch in epoch]))) == 10
     # A face that comes again gets other random numbers, whatever epoch the labelled ones are in.
-    assert [stream.at(step)[1][4:].tolist() for step in range(6)] == [[0] * 3] * 3 + [[1] * 3] * 3
-    np.testing.assert_array_equal(Stream("pairs", labels, 4, 1, unlabelled=3).at(5)[0], batches[5])
+    epochs = [stream.at(step)[1].tolist() for step in range(6)]
+    assert [one[4:] for one in epochs] == [[step // 2] * 5 for step in range(6)]
+    assert [one[:4] for one in epochs] == [[step // 3] * 4 for step in range(6)]
+    np.testing.assert_array_equal(Stream("pairs", labels, 4, 1, unlabelled=5).at(5)[0], batches[5])
     with pytest.raises(UserError, match="the data have 10"):
         Stream("pairs", labels, 4, 1, unlabelled=11)
 
