@@ -50,9 +50,9 @@ def _entry(
         key: runs[0][key] for key in ("settings", "metric", "trained_share", "alpha", "precision") if key in runs[0]
     }
     entry["cpu_seconds"] = [one["cpu_seconds"] for one in runs]
-    # Rows from before name no device: they ran on a CPU, and were not stopped on the way as far as is known.
+    # Rows from before name neither: they ran on a CPU, and whether they were resumed is not known.
     entry["device"] = [one.get("device", "cpu") for one in runs]
-    entry["resumed"] = [one.get("resumed", False) for one in runs]
+    entry["resumed"] = [one.get("resumed") for one in runs]
     if "norm_resolution_spearman" in runs[0]:
         entry["norm_resolution_spearman"] = float(np.mean([one["norm_resolution_spearman"] for one in runs]))
     entry["parts"] = {}
