@@ -1,8 +1,9 @@
 """What the students' tables compare, as settings of the distillation."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from faces.degrade import Degradation
 from students.heads import CLASS_LOSSES
 
 
@@ -36,6 +37,12 @@ class Table:
 OWN = {"mode": "dc", "class_weight": 0.0}
 """The teacher's own feature and no label: the embedding minus the set's mean."""
 VIRTUAL = 20_000
+
+
+def _degraded(strength: float) -> dict[str, Any]:
+    """Every chance and spread of the degradation times `strength`; flips and the lowest JPEG quality stay."""
+    scaled = {k: strength * v for k, v in asdict(Degradation()).items() if k not in ("flip", "jpeg_quality")}
+    return OWN | {"degradation": Degradation(**scaled)}
 
 
 def _of_loss(loss: str) -> tuple[Row, ...]:
@@ -88,6 +95,7 @@ TABLES = {
             *(Row(f"batch {batch}", OWN | {"batch": batch}) for batch in (128, 512, 1024)),
             *(Row(f"learning rate {lr}", OWN | {"lr": lr}) for lr in (1.5e-3, 6e-3)),
             *(Row(f"temperature {t}", OWN | {"temperature": float(t)}) for t in (6, 8, 14)),
+            *(Row(f"degradation times {strength}", _degraded(strength)) for strength in (0.5, 1.5)),
             Row("weights averaged", OWN | {"average": 0.98}),
             Row("mixed 16 and 32 px", OWN | {"sizes": (16, 32)}),
             Row("mirrored targets", OWN, mirror=True),

@@ -96,10 +96,12 @@ def degrade(
     x = weights @ x @ weights.T
 
     if how.blur:
-        x = _blur(x, torch.where(chance(how.blur), uniform() * how.blur_sigma, 0.0))
-    x = x * (1 + how.gain * normal(1, 1, 1)) * (1 + how.colour * normal(3, 1, 1)) + how.bias * normal(1, 1, 1)
+        chosen, sigma = chance(how.blur).nonzero()[:, 0], uniform() * how.blur_sigma
+        x = x.index_copy(0, chosen, _blur(x[chosen], sigma[chosen]))
+    light = (1 + how.gain * normal(1, 1, 1)) * (1 + how.colour * normal(3, 1, 1))
+    x = torch.addcmul(how.bias * normal(1, 1, 1), x, light)
     grey = chance(how.grey)[:, None, None, None]
-    x = torch.where(grey, x.mean(1, keepdim=True), x).clamp(0, 1)
+    x = torch.where(grey, x.mean(1, keepdim=True), x).clamp_(0, 1)
     if how.jpeg:
         chosen = chance(how.jpeg).nonzero()[:, 0]
         quality = how.jpeg_quality + (95 - how.jpeg_quality) * uniform()

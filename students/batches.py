@@ -159,13 +159,14 @@ class _Stored:
 
 class _OnDevice:
     def __init__(self, crops: np.ndarray, device: str) -> None:
-        self.crops = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).to(device)
+        self.crops = torch.from_numpy(np.ascontiguousarray(crops)).to(device)
 
     def __len__(self) -> int:
         return len(self.crops)
 
     def __getitem__(self, faces: Tensor) -> Tensor:
-        return self.crops[faces.to(self.crops.device)]
+        # On a CPU it copies whole crops, where indexing with a tensor goes element by element: 20 times the time.
+        return self.crops.index_select(0, faces.to(self.crops.device)).permute(0, 3, 1, 2)
 
 
 def _crops(crops: np.ndarray | CropStore, device: str) -> Any:

@@ -19,6 +19,7 @@ from faces.dataset import Progress
 from faces.distributed import gather, global_batch_norm, rank, world_size
 from faces.errors import UserError
 from faces.files import fingerprint, whole
+from faces.memory import keep_freed_memory
 from students.batches import Batches, Examples, Recipe, draw_seed
 from students.heads import Heads
 from students.losses import regression, relational
@@ -75,31 +76,34 @@ def train_student(
     every = max(1, recipe.steps // 200)
     batches = Batches(examples, student.input_px, recipe, seed, device)
     saved = time.monotonic()
-    for step in range(start, recipe.steps):
-        images, targets, labels = batches.at(step)
-        pretraining = step < recipe.pretrain * recipe.steps and classes > 0
-        with torch.autocast(torch.device(device).type, torch.bfloat16, recipe.precision == "bf16"):
-            feature = embed(images.to(dtype))
-        feature = gather(feature.to(dtype))
-        losses = _losses(feature, heads, None if pretraining or targets is None else targets.to(dtype), labels, recipe)
-        loss = sum(losses.values(), start=torch.zeros((), device=device))
-        optimiser.zero_grad()
-        loss.backward()
-        lr = float(schedule.get_last_lr()[0])
-        optimiser.step()
-        schedule.step()
-        if recipe.average:
-            smooth.update_parameters(working)
-        if progress:
-            progress(1)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            if not math.isfinite(loss.item()):
-                raise UserError(f"the student's loss became {loss.item()} at step {step}; lower distill.lr")
-            parts_now = {name: value.item() for name, value in losses.items()}
-            curve.append({"step": step + 1, "lr": lr, "loss": loss.item(), **parts_now})
-        if checkpoint and rank() == 0 and time.monotonic() - saved > checkpoint_seconds:
-            _save(parts, checkpoint, key, step + 1, curve)
-            saved = time.monotonic()
+    with keep_freed_memory():
+        for step in range(start, recipe.steps):
+            images, targets, labels = batches.at(step)
+            pretraining = step < recipe.pretrain * recipe.steps and classes > 0
+            with torch.autocast(torch.device(device).type, torch.bfloat16, recipe.precision == "bf16"):
+                feature = embed(images.to(dtype))
+            feature = gather(feature.to(dtype))
+            losses = _losses(
+                feature, heads, None if pretraining or targets is None else targets.to(dtype), labels, recipe
+            )
+            loss = sum(losses.values(), start=torch.zeros((), device=device))
+            optimiser.zero_grad()
+            loss.backward()
+            lr = float(schedule.get_last_lr()[0])
+            optimiser.step()
+            schedule.step()
+            if recipe.average:
+                smooth.update_parameters(working)
+            if progress:
+                progress(1)
+            if (step + 1) % every == 0 or step + 1 == recipe.steps:
+                if not math.isfinite(loss.item()):
+                    raise UserError(f"the student's loss became {loss.item()} at step {step}; lower distill.lr")
+                parts_now = {name: value.item() for name, value in losses.items()}
+                curve.append({"step": step + 1, "lr": lr, "loss": loss.item(), **parts_now})
+            if checkpoint and rank() == 0 and time.monotonic() - saved > checkpoint_seconds:
+                _save(parts, checkpoint, key, step + 1, curve)
+                saved = time.monotonic()
     student.load_state_dict((smooth.module if recipe.average else working).state_dict())
     student.eval()
     return curve

@@ -22,12 +22,12 @@ from faces.dataset import Faces
 from faces.distributed import all_sum, gather, global_batch_norm, rank, world_size
 from faces.errors import UserError
 from faces.files import fingerprint
+from faces.memory import keep_freed_memory
 from faces.partition import rank_slice
 from teachers import augment, lora
 from teachers.checkpoint import Checkpoint
 from teachers.fabric import is_sharded
 from teachers.losses.partial_fc import PartialFC
-from teachers.memory import keep_freed_memory
 from teachers.methods.base import Method, create_method, kind_of
 from teachers.optimise import Average, create_head_optimiser, create_optimiser, rate_at, trained
 from teachers.samplers import Stream
