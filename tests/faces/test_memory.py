@@ -15,7 +15,6 @@ torch.set_num_threads(1)
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    # The heap grows a few times: an aligned block may not fit into the very hole that one left.
     for _ in range(40):
         torch.ones(20_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -27,6 +26,8 @@ def resident():
 
 found = {"plain": faults()}
 with keep_freed_memory():
+    # The heap grows a few times first: an aligned block may not fit into the very hole that one left.
+    faults()
     found["kept"], held = faults(), resident()
 found["given_back"] = held - resident()
 print(json.dumps(found))
@@ -37,5 +38,5 @@ def test_memory_of_a_step_is_not_faulted_in_again_by_the_next_and_given_back_at_
     """In a process of its own: 80 MB of 4 kB pages are 19,531 faults each time they are taken anew."""
     done = subprocess.run([sys.executable, "-c", _STEPS], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["kept"] < 0.5 * found["plain"]
+    assert found["kept"] < 0.1 * found["plain"]
     assert found["given_back"] > 70e6
