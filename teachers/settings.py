@@ -37,7 +37,8 @@ class Finetune:
     norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop), copies
     (low-resolution copies of each image a step, each of another size; the paper has one), anchor
     (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss), unlabelled
-    (faces of nobody known beside each batch, which the anchor alone holds).
+    (faces of nobody known beside each batch), singles (each of these is taken for a person of its own; else the anchor
+    alone holds them).
 
     qgface: augmentation; gate (threshold on quality (z + 1) / 2, None = no partition), partition (drop low-quality
     images from the classification), contrastive (queue; none = no contrastive loss), contrastive_weight, both_views
@@ -81,6 +82,7 @@ class Finetune:
     copies: Count = 1
     anchor: Annotated[float, Field(ge=0)] = 0.0
     unlabelled: Annotated[int, Field(ge=0)] = 0
+    singles: bool = True
     augmentation: Literal["none", "adaface", "ours"] = "ours"
     gate: Share | None = 0.2
     partition: bool = True
@@ -113,8 +115,8 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
         known = ", ".join(field.name for field in dataclasses.fields(Finetune))
         hint = f" (known: {known})" if first["type"] in ("unexpected_keyword_argument", "extra_forbidden") else ""
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}{hint}") from None
-    if how.unlabelled and not (method == "octuplet" and how.anchor):
-        raise UserError(
-            "unlabelled: faces of nobody known are learnt from through octuplet's anchor alone (anchor > 0)"
-        )
+    if how.unlabelled and method != "octuplet":
+        raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
+    if how.unlabelled and not (how.singles or how.anchor):
+        raise UserError("unlabelled: without singles faces of nobody known need the anchor (anchor > 0)")
     return how

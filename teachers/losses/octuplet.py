@@ -32,9 +32,12 @@ def octuplet_loss(
     """The loss of each term, a scalar; their sum is the paper's (equation 11).
 
     high, low: (B, D), row i of `low` being the low-resolution copy of the face of row i of `high`; labels:
-    (B,), each identity exactly twice. Positive: the other face of the anchor's identity; negative: of the
+    (B,), each identity exactly twice, and -1. Positive: the other face of the anchor's identity; negative: of the
     other identities' faces the nearest one, chosen for each anchor and term (equation 6). The anchor's own
     copy is neither. Mean over all anchors, those of loss 0 included. normalise: features of length 1 first.
+
+    A face labelled -1 is ours, not the paper's: someone of whom there is no other face. Its own copy is its positive
+    in hll and lhh, in hhh and lll it is no anchor, and to everyone else it is a negative.
     Raises ValueError on other shapes or labels, UserError on an unknown term or distance.
     """
     if high.shape != low.shape or high.dim() != 2 or labels.shape != high.shape[:1]:
@@ -43,11 +46,12 @@ def octuplet_loss(
         raise UserError(f"unknown distance {distance!r}: choose among {', '.join(get_args(Distance))}")
     if not terms or not set(terms) <= set(TERMS):
         raise UserError(f"octuplet terms {', '.join(terms) or '(none)'}: choose among {', '.join(TERMS)}")
-    same = labels[:, None] == labels
-    if len(labels) < 4 or not bool((same.sum(1) == 2).all()):
-        raise ValueError("a batch needs two or more identities, and exactly two faces of each")
+    known = labels >= 0
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    partner = (same & ~own).int().argmax(1, keepdim=True)
+    same = own | ((labels[:, None] == labels) & known)
+    if known.sum() < 4 or not bool((same.sum(1) == 1 + known.int()).all()):
+        raise ValueError("a batch needs two or more identities, and exactly two faces of each")
+    partner = torch.where(known[:, None], same & ~own, own).int().argmax(1, keepdim=True)
     features = {"h": high, "l": low}
     if normalise:
         features = {side: F.normalize(rows, dim=1) for side, rows in features.items()}
@@ -57,7 +61,8 @@ def octuplet_loss(
         apart = distances(features[term[0]], features[term[1]], distance)
         positive = apart.gather(1, partner).squeeze(1)
         negative = apart.masked_fill(same, torch.inf).min(1).values
-        losses[term] = (positive - negative + margin).clamp_min(0).mean()
+        triplet = (positive - negative + margin).clamp_min(0)
+        losses[term] = (triplet if term[0] != term[1] else triplet[known]).mean()
     return losses
 
 

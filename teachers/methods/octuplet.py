@@ -19,7 +19,7 @@ class Octuplet(Method):
     Both copies share flip, brightness and saturation (section 4.2). `anchor` adds a term of ours, which the paper
     leaves out: the distance of either copy's feature from the one that the teacher, as it was, gives the full-size
     face. It holds the features where they were, so that far larger steps do not collapse them. It needs no identity:
-    rows whose label is -1 have this term alone.
+    without `singles`, rows whose label is -1 have this term alone.
     """
 
     sampler: ClassVar[str] = "pairs"
@@ -49,12 +49,12 @@ class Octuplet(Method):
     def forward(self, features: list[Tensor], labels: Tensor, views: list[Tensor]) -> dict[str, Tensor]:
         everyone, how, losses = [gather(view) for view in features], self.how, dict[str, Tensor]()
         labels = gather(labels)
-        known = labels >= 0
+        seen = torch.ones_like(labels, dtype=torch.bool) if how.singles else labels >= 0
         # Where a resolution is not computed, the other one stands in its place: no term reads it.
         low = everyone[1:] if len(self.sides) == 2 else everyone
         for one in low:
             terms = octuplet_loss(
-                everyone[0][known], one[known], labels[known], margin=float(self.margin), terms=how.terms,
+                everyone[0][seen], one[seen], labels[seen], margin=float(self.margin), terms=how.terms,
                 distance=how.distance, normalise=how.normalise,
             )  # fmt: skip
             losses = {name: losses.get(name, 0) + value / len(low) for name, value in terms.items()}

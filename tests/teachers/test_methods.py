@@ -6,7 +6,7 @@ from trainings import people, small_teacher
 
 from faces.errors import UserError
 from teachers import augment, lora
-from teachers.losses.octuplet import margin_for
+from teachers.losses.octuplet import margin_for, octuplet_loss
 from teachers.losses.partial_fc import PartialFC
 from teachers.methods.base import create_method, kind_of
 from teachers.settings import DEFAULTS, finetune_settings
@@ -100,8 +100,8 @@ def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> No
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
-def test_faces_without_a_label_have_the_anchor_alone() -> None:
-    method = method_of("octuplet", triplet_margin=9.0)
+def test_without_singles_faces_without_a_label_have_the_anchor_alone() -> None:
+    method = method_of("octuplet", triplet_margin=9.0, singles=False)
     features = [torch.randn(6, 16, requires_grad=True) for _ in range(2)]
     losses = method(features, torch.tensor([0, 0, 3, 3, -1, -1]), [])
     known = method([feature[:4] for feature in features], torch.tensor([0, 0, 3, 3]), [])
@@ -110,6 +110,17 @@ def test_faces_without_a_label_have_the_anchor_alone() -> None:
     }
     sum(losses.values()).backward()
     assert all(feature.grad[:4].any() and not feature.grad[4:].any() for feature in features)
+
+
+def test_with_singles_each_face_without_a_label_is_someone() -> None:
+    method = method_of("octuplet", triplet_margin=9.0)
+    features = [torch.randn(6, 16, requires_grad=True) for _ in range(2)]
+    labels = torch.tensor([0, 0, 3, 3, -1, -1])
+    losses = method(features, labels, [])
+    expected = octuplet_loss(*features, labels, margin=9.0)
+    assert {name: value.item() for name, value in losses.items()} == {n: v.item() for n, v in expected.items()}
+    sum(losses.values()).backward()
+    assert all(feature.grad.any(1).all() for feature in features)
 
 
 def test_the_anchor_holds_faces_without_a_label_too() -> None:
@@ -239,9 +250,10 @@ def test_many_people_get_a_sampled_head() -> None:
 
 
 def test_settings_that_are_wrong() -> None:
-    for method, changes in (("full", {"unlabelled": 4, "anchor": 2.0}), ("octuplet", {"unlabelled": 4, "anchor": 0.0})):
-        with pytest.raises(UserError, match="octuplet's anchor alone"):
-            finetune_settings(method, **changes)
+    with pytest.raises(UserError, match="octuplet alone"):
+        finetune_settings("full", unlabelled=4)
+    with pytest.raises(UserError, match="without singles"):
+        finetune_settings("octuplet", unlabelled=4, singles=False, anchor=0.0)
     with pytest.raises(UserError, match=r"unknown teacher method 'octopus'.*octuplet"):
         finetune_settings("octopus")
     with pytest.raises(UserError, match=r"learning_rate.*known: .*lr"):

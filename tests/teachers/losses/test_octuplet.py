@@ -12,10 +12,11 @@ from teachers.losses.octuplet import TERMS, distances, margin_for, octuplet_loss
 DISTANCES = ("euclidean", "squared", "cosine")
 
 
-def _batch(people: int = 4, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(people: int = 4, width: int = 5, seed: int = 0, nobody: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    high, low = torch.randn(2, 2 * people, width, dtype=torch.float64, generator=generator)
-    labels = torch.arange(people).repeat(2)[torch.randperm(2 * people, generator=generator)] * 7
+    high, low = torch.randn(2, 2 * people + nobody, width, dtype=torch.float64, generator=generator)
+    labels = torch.cat([torch.arange(people).repeat(2) * 7, torch.full((nobody,), -1)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
     return (high * 3).requires_grad_(), (low * 3 + high.detach()).requires_grad_(), labels
 
 
@@ -30,25 +31,30 @@ def _naive(high: Tensor, low: Tensor, labels: Tensor, margin: float, term: str, 
 
     sides = {"h": list(high), "l": list(low)}
     anchors, positives, negatives = (sides[side] for side in term)
-    total = torch.zeros((), dtype=torch.float64)
+    total, count = torch.zeros((), dtype=torch.float64), 0
     for a in range(len(labels)):
-        (p,) = [i for i in range(len(labels)) if labels[i] == labels[a] and i != a]
+        if labels[a] < 0 and term in ("hhh", "lll"):
+            continue
+        p = a
+        if labels[a] >= 0:
+            (p,) = [i for i in range(len(labels)) if labels[i] == labels[a] and i != a]
+        count += 1
         nearest = None
         for n in range(len(labels)):
-            if labels[n] != labels[a]:
+            if labels[n] != labels[a] or (labels[n] < 0 and n != a):
                 d = apart(anchors[a], negatives[n])
                 nearest = d if nearest is None or d < nearest else nearest
         triplet = apart(anchors[a], positives[p]) - nearest + margin
         if triplet > 0:
             total = total + triplet
-    return total / len(labels)
+    return total / count
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_term_and_its_gradient(distance: str, normalise: bool, seed: int) -> None:
-    high, low, labels = _batch(seed=seed)
+@pytest.mark.parametrize(("seed", "nobody"), [(0, 0), (1, 0), (2, 5)])
+def test_every_term_and_its_gradient(distance: str, normalise: bool, seed: int, nobody: int) -> None:
+    high, low, labels = _batch(seed=seed, nobody=nobody)
     # A margin that leaves some anchors at 0.
     margin = {"euclidean": 1.0, "squared": 3.0, "cosine": 0.1}[distance] * (0.3 if normalise else 1)
     losses = octuplet_loss(high, low, labels, margin=margin, distance=distance, normalise=normalise)
@@ -66,13 +72,14 @@ def test_every_term_and_its_gradient(distance: str, normalise: bool, seed: int) 
 @settings(max_examples=25, deadline=None)
 @given(
     people=st.integers(2, 6),
+    nobody=st.integers(0, 4),
     seed=st.integers(0, 1000),
     margin=st.floats(0.01, 20),
     distance=st.sampled_from(DISTANCES),
     term=st.sampled_from(TERMS),
 )
-def test_any_batch(people: int, seed: int, margin: float, distance: str, term: str) -> None:
-    high, low, labels = _batch(people, seed=seed)
+def test_any_batch(people: int, nobody: int, seed: int, margin: float, distance: str, term: str) -> None:
+    high, low, labels = _batch(people, seed=seed, nobody=nobody)
     loss = octuplet_loss(high, low, labels, margin=margin, terms=[term], distance=distance)[term]
     torch.testing.assert_close(loss, _naive(high, low, labels, margin, term, distance, False))
 
@@ -110,7 +117,7 @@ def test_near_features_in_float32_and_bfloat16() -> None:
         assert distances(a.bfloat16(), b, "cosine").dtype == torch.float32
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1, 1]])
+@pytest.mark.parametrize("labels", [[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, -1, -1]])
 def test_other_than_two_faces_of_each_person(labels: list[int]) -> None:
     x = torch.randn(len(labels), 3)
     with pytest.raises(ValueError, match="exactly two faces"):
