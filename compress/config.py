@@ -92,7 +92,7 @@ class Distill(Recipe):
     margin: Annotated[float, Field(ge=0, le=0.5)] = 0.125
     samples: Annotated[int, Field(ge=1)] = 300_000
     batch: Annotated[int, Field(ge=2)] = 256
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "muon", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-3
     loss: Literal["relational", "regression"] = "relational"
     temperature: Annotated[float, Field(gt=0)] = 10.0

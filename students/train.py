@@ -23,6 +23,7 @@ from faces.memory import keep_freed_memory
 from students.batches import Batches, Examples, Recipe, draw_seed
 from students.heads import Heads
 from students.losses import regression, relational
+from students.optimise import create_optimiser
 from students.tiny import Tiny
 
 
@@ -64,7 +65,7 @@ def train_student(
     # Its hooks average the gradients of the ranks; that of a gathered feature is the sum over them.
     embed = DistributedDataParallel(working) if world_size() > 1 else working
     both = nn.ModuleList([working, heads])
-    optimiser, schedule = _optimiser(both, recipe)
+    optimiser, schedule = create_optimiser(working, heads, recipe)
     smooth = torch.optim.swa_utils.AveragedModel(
         working, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average), use_buffers=True
     )
@@ -128,26 +129,6 @@ def _losses(
         )
         losses["mimic"] = recipe.mimic_weight * loss
     return losses
-
-
-def _optimiser(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    if recipe.optimiser == "sgd":
-        # The paper: stochastic gradient descent, learning rate .001; momentum is not stated there.
-        optimiser: torch.optim.Optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
-        return optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-    warmup = max(1, round(recipe.warmup * recipe.steps))
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warmup, (recipe.steps - step) / max(1, recipe.steps - warmup), 1.0)
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
 def _save(parts: dict, path: Path, key: str, step: int, curve: list[dict[str, float]]) -> None:

@@ -24,7 +24,7 @@ def _digest(student):
 
 
 @pytest.mark.parametrize("loss", ["relational", "regression"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
 def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     how = Recipe(samples=120 * 32, batch=32, loss=loss, optimiser=optimiser)
     if optimiser == "sgd":
@@ -86,6 +86,8 @@ def test_the_learning_rate_rises_then_falls_linearly():
     curve = train_student(fresh_student(), few_examples(), replace(SHORT, samples=40 * 20, lr=0.002, warmup=0.1), 0)
     expected = [0.002 * min(step / 4, (40 - step + 1) / 36, 1) for step in range(1, 41)]
     np.testing.assert_allclose([row["lr"] for row in curve], expected)
+    how = replace(SHORT, samples=40 * 20, optimiser="muon", lr=0.002, warmup=0.1)
+    np.testing.assert_allclose([row["lr"] for row in train_student(fresh_student(), few_examples(), how, 0)], expected)
     curve = train_student(fresh_student(), few_examples(), replace(SHORT, optimiser="sgd", lr=0.001), 0)
     assert {row["lr"] for row in curve} == {0.001}
 
@@ -122,8 +124,9 @@ def _killed_at(steps):
         replace(SHORT, class_loss="center"),
         replace(SHORT, class_loss="sphereface+"),
         replace(SHORT, precision="bf16"),
+        replace(SHORT, optimiser="muon"),
     ],
-    ids=["default", "averaged", "paper", "center", "sphereface+", "bf16"],
+    ids=["default", "averaged", "paper", "center", "sphereface+", "bf16", "muon"],
 )
 def test_killed_and_resumed_equals_never_killed(tmp_path, how):
     examples = few_examples(width=32)
@@ -300,7 +303,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, how, seed, examples)
         train_student(fresh_student(), examples, how, seed, checkpoint=path)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
 def test_a_loss_that_is_not_finite_stops_the_run(optimiser):
     examples = few_examples()
     examples.targets[5] = np.nan
