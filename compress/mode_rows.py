@@ -96,6 +96,7 @@ TABLES = {
             *(Row(f"learning rate {lr}", OWN | {"lr": lr}) for lr in (1.5e-3, 6e-3)),
             *(Row(f"temperature {t}", OWN | {"temperature": float(t)}) for t in (6, 8, 14)),
             *(Row(f"degradation times {strength}", _degraded(strength)) for strength in (0.5, 1.5)),
+            Row("Muon", OWN | {"optimiser": "muon"}),
             Row("weights averaged", OWN | {"average": 0.98}),
             Row("mixed 16 and 32 px", OWN | {"sizes": (16, 32)}),
             Row("mirrored targets", OWN, mirror=True),

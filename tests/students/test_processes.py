@@ -49,6 +49,7 @@ def _train(how: Recipe, checkpoint: str | None = None, killed_at: int | None = N
     [
         {},
         {"loss": "regression", "optimiser": "sgd"},
+        {"optimiser": "muon"},
         {"versions": 2},
         {"class_loss": "center"},
         {"class_loss": "sphereface+"},
