@@ -83,7 +83,8 @@ class Distill(Recipe):
     adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
     mixed in training, so that one student serves them all (global average pooling takes any multiple of 8); none =
     the student's own. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the
-    crop kept around the template.
+    crop kept around the template. optimiser: adamw; muon, which learns more from as many faces (needs the package's
+    timm extra); sgd, the paper's.
     """
 
     student: str = "tiny16"
