@@ -18,6 +18,7 @@ from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
 from students.batches import Examples, Recipe
+from students.optimise import create_optimiser
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
 from students.train import train_student
@@ -54,7 +55,8 @@ def check(config: Config) -> None:
     for file in (config.data.pairs, weights_file(config.distill)):
         if file is not None and not Path(file).is_file():
             raise UserError(f"no file {file}")
-    start_student(config.distill, config.seed)
+    # Its optimiser may need a package.
+    create_optimiser(start_student(config.distill, config.seed), torch.nn.ModuleList(), config.distill)
     for path in weights:
         if not path.is_file():
             raise UserError(f"no weights file {path}; give an existing file, or `hub` to download")

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from compress import plan
@@ -65,3 +67,11 @@ def test_mirror_images_double_the_teachers_time(monkeypatch):
     )
     assert once == 0.5 * 2400
     assert twice == 2 * once
+
+
+def test_an_optimiser_without_its_package_is_refused_before_any_work(monkeypatch):
+    config = load_config("quick", None, {"teacher.name": "dlib_resnet"}, ["distill.optimiser=muon"])
+    plan.check(config)
+    monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
+    with pytest.raises(UserError, match=r"bridgeface\[timm\]"):
+        plan.check(config)
