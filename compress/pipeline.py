@@ -152,7 +152,7 @@ def main(
             follow()
             return
         with Run.open(folder, config, fresh=not resume) as run:
-            if note := plan.note(config):
+            for note in plan.notes(config):
                 run.say(note)
             for stage in chosen:
                 run.execute(stage)

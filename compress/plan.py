@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from compress.teach import REFERENCE
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
-from students.batches import Examples, Recipe
+from students.batches import Examples, crop_side
 from students.optimise import create_optimiser
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
@@ -28,6 +29,7 @@ from teachers.registry import create_teacher, is_stand_in, weight_files
 from teachers.teacher import Teacher
 
 _STEPS = 8
+_SLOW_BFLOAT16 = 2.0
 # The wall time of the stages that do not grow with the data: export of two files, their timing, the report.
 _FIXED = {"adapt": 10.0, "export": 30.0, "benchmark": 15.0, "report": 10.0}
 
@@ -72,20 +74,44 @@ def check(config: Config) -> None:
         ) from None
 
 
-def note(config: Config) -> str | None:
-    """What whoever starts the run must know before anything else; None where there is nothing."""
-    name = config.teacher.name
-    if not is_stand_in(name, config.teacher.weights):
-        return None
-    return (
-        f"note       no trained weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in, "
-        f"random weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
-    )
+def notes(config: Config) -> list[str]:
+    """What whoever starts the run must know before anything else."""
+    name, found = config.teacher.name, []
+    if is_stand_in(name, config.teacher.weights):
+        found.append(
+            f"no trained weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in, random "
+            f"weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
+        )
+    wanted = {"precision": config.distill.precision == "bf16", "optimiser": config.distill.optimiser == "muon"}
+    if config.device == "cpu" and any(wanted.values()) and (times := bfloat16_cost()) > _SLOW_BFLOAT16:
+        chosen = " and ".join(f"distill.{key}={getattr(config.distill, key)}" for key, on in wanted.items() if on)
+        found.append(
+            f"this CPU multiplies matrices {times:.0f} times as slowly in bfloat16 as in fp32, and {chosen} uses it: "
+            "--dry-run says what that costs"
+        )
+    return [f"note       {one}" for one in found]
+
+
+def bfloat16_cost(side: int = 256) -> float:
+    """How many times as long a matrix product takes in bfloat16 as in fp32, on one thread of this CPU; below 1 where
+    the CPU computes it itself."""
+    best = []
+    with threads(1):
+        for dtype in (torch.bfloat16, torch.float32):
+            x, times = torch.ones(side, side, dtype=dtype), []
+            for _ in range(5):
+                began = time.perf_counter()
+                x @ x
+                times.append(time.perf_counter() - began)
+            best.append(min(times))
+    return best[0] / best[1]
 
 
 def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
     """Print a table of stages: done or not, expected time, disk and memory, measured on a few steps here."""
     console = Console()
+    for line in notes(config):
+        console.print(line, soft_wrap=True)
     count = sum(1 for spec in config.data.public for _ in recognise(spec)[0]())
     console.print(f"{count} records of public faces in {', '.join(config.data.public)}; timing a few steps ...")
     with threads(1):
@@ -99,10 +125,8 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
         todo = ("to do", f"{seconds[stage.name]:,.0f} s")
         table.add_row(stage.name, *(("done", "-") if run.is_done(stage) else todo))
     console.print(table)
-    side = min(
-        3 * create_student(config.distill.student).input_px,
-        round(CROP_PX * 0.9 * (1 + 2 * config.distill.margin)),
-    )
+    how = config.distill
+    side = crop_side(max((create_student(how.student).input_px, *how.sizes)), how.margin)
     kept = count + config.data.virtual
     crops = kept * CROP_PX**2 * 3
     memory = 2 * crops + kept * (side**2 * 3 + 4 * EMBEDDING_DIM) + 1.5e9
@@ -148,14 +172,13 @@ def _seconds_a_crop(teacher: Teacher, batch: int) -> float:
 
 def _seconds_a_step(config: Config) -> float:
     student = create_student(config.distill.student)
-    how = config.distill
-    side = 3 * student.input_px
+    how = replace(config.distill, samples=_STEPS * config.distill.batch)
+    side = crop_side(max((student.input_px, *how.sizes)), how.margin)
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (how.batch, side, side, 3), dtype=np.uint8)
     targets = rng.standard_normal((how.batch, EMBEDDING_DIM)).astype(np.float32)
     examples = Examples(crops, how.margin, targets, np.arange(how.batch))
     began = []
-    recipe = Recipe(samples=_STEPS * how.batch, batch=how.batch, loss=how.loss, class_loss=how.class_loss)
-    train_student(student, examples, recipe, 0, config.device, progress=lambda _: began.append(time.perf_counter()))
+    train_student(student, examples, how, 0, config.device, progress=lambda _: began.append(time.perf_counter()))
     # The first steps warm up.
     return (began[-1] - began[2]) / (len(began) - 3)

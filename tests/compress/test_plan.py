@@ -75,3 +75,25 @@ def test_an_optimiser_without_its_package_is_refused_before_any_work(monkeypatch
     monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(UserError, match=r"bridgeface\[timm\]"):
         plan.check(config)
+
+
+def test_bfloat16_is_noted_where_it_is_slow_alone(monkeypatch):
+    def notes(*settings):
+        return plan.notes(load_config("quick", None, {"teacher.name": "dlib_resnet"}, settings))
+
+    assert 0 < plan.bfloat16_cost(32) < float("inf")
+    monkeypatch.setattr(plan, "bfloat16_cost", lambda: 7.3)
+    assert notes() == []
+    assert "7 times as slowly in bfloat16" in notes("distill.precision=bf16")[0]
+    assert "distill.optimiser=muon uses it" in notes("distill.optimiser=muon")[0]
+    monkeypatch.setattr(plan, "bfloat16_cost", lambda: 0.4)
+    assert notes("distill.precision=bf16", "distill.optimiser=muon") == []
+
+
+def test_the_expected_time_is_of_the_optimiser_and_precision_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(plan, "train_student", lambda student, examples, how, *rest, progress: seen.append(how) or [
+        progress(1) for _ in range(plan._STEPS)])  # fmt: skip
+    chosen = ["distill.optimiser=muon", "distill.precision=bf16", "distill.batch=8"]
+    plan._seconds_a_step(load_config("quick", None, {"teacher.name": "dlib_resnet"}, chosen))
+    assert (seen[0].optimiser, seen[0].precision, seen[0].steps) == ("muon", "bf16", plan._STEPS)
