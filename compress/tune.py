@@ -41,8 +41,10 @@ def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict
             "give the files with --teacher-weights FILE+FILE"
         )
     train, test = load_parts(run)
-    # Virtual faces are unlabelled too: who learns from faces of nobody known may learn from them.
-    faces = train if how.unlabelled else train.subset(train.labelled)
+    # Virtual faces have no label, but are nobody: taken for people of their own they would be told apart from the two
+    # whose average they are.
+    real = train.subset(np.arange(run.facts("data")["split"]["train_faces"]))
+    faces = real if how.unlabelled else real.subset(real.labelled)
     folder = run.path(f"work/finetune-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / TUNED).is_file():
