@@ -1,5 +1,6 @@
 """What a run leaves behind so that its models can be exported again: `RUN/export.json`, and how it is read."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from export.parity import WANTED_FACES, Trial
 from export.qat import quantisation_aware
 from export.sidecar import Card
 from export.stage import Subject, reference_embeddings
+from export.targets import Rounding
 from export.trial import choose_faces
 from faces.align import crop
 from faces.dataset import Faces
@@ -36,6 +38,8 @@ STUDENT_FACES = 4096
 """Faces of the trial of a student at most; a teacher's are 256, as it is hundreds of times slower."""
 CALIBRATION_FACES, TEACHER_CALIBRATION_FACES = 2048, 128
 """Of a student, so many that rare faces stay within the ranges; a teacher is hundreds of times slower."""
+TUNING_FACES = 16384
+"""For quantisation-aware fine-tuning, at most: more than it draws."""
 
 
 class _Part(BaseModel):
@@ -118,13 +122,20 @@ class Bench:
             "student", model, card, trial, calibration=calibration,
             calibration_source=f"{len(calibration)} faces of {kit.data.name}'s training people, randomly degraded "
             f"to {px} px",
-            aware=lambda: self._aware(model),
+            aware=self._aware(model),
         )  # fmt: skip
 
-    def _aware(self, student: Tiny) -> nn.Module:
-        crops = training_crops(self.train, student.input_px, self.kit.margin)
-        how = Degradation(**self.kit.degradation)
-        return quantisation_aware(student, crops, self.kit.margin, how, self.kit.seed)
+    def _aware(self, student: Tiny) -> Callable[[Rounding], nn.Module]:
+        kit = self.kit
+
+        @functools.cache
+        def crops() -> np.ndarray:
+            rng = np.random.default_rng([kit.seed, 19])
+            few = self.train.subset(np.sort(rng.permutation(len(self.train))[:TUNING_FACES]))
+            return training_crops(few, student.input_px, kit.margin)
+
+        how = Degradation(**kit.degradation)
+        return lambda rounding: quantisation_aware(student, crops(), kit.margin, how, rounding, kit.seed)
 
     def teacher(self, policy: str = "mean") -> Subject:
         """The run's teacher; with twin adapters merged at the alpha that `policy` means, and priced.

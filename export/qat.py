@@ -1,12 +1,14 @@
 """Quantisation-aware fine-tuning: a student whose weights bear the rounding of `quantize` and `tflite`.
 
 Batch norms are folded, as the exporters do, and channels brought to like ranges (Nagel et al., "Data-Free Quantization
-Through Weight Equalization and Bias Correction", 2019). Training then rounds weights (symmetric int8, a scale for each
-output channel) and activations (affine uint8, a range for each tensor), with straight-through gradients (Jacob et al.,
-"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
+Through Weight Equalization and Bias Correction", 2019). Training then rounds weights (a scale for each output channel)
+and activations (a range for each tensor) with straight-through gradients (Jacob et al., "Quantization and Training of
+Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018), to the very steps of the file that will be
+written: what is trained for one grid is on another no better than untrained.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from export.targets import Rounding
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
 from students.tiny import ConvBNReLU, Tiny
@@ -28,22 +31,23 @@ _CHAINS = (
 _Layer = nn.Conv2d | nn.Linear
 
 
-def round_weight(weight: Tensor) -> Tensor:
-    """To 127 steps on each side of zero, one scale for each row (the first dimension)."""
-    scale = (weight.detach().abs().flatten(1).amax(1) / 127).clamp_min(1e-12)
+def round_weight(weight: Tensor, steps: float = 127) -> Tensor:
+    """To `steps` on each side of zero (`Rounding.weights`), one scale for each row (the first dimension)."""
+    scale = (weight.detach().abs().flatten(1).amax(1) / steps).clamp_min(1e-12)
     zeros = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -math.ceil(steps), math.floor(steps))
 
 
 class RoundActivation(nn.Module):
-    """To 256 values over a range that holds zero: in training a moving average of the batches' least and greatest
-    values. Gradients pass inside the range, and are zero outside."""
+    """To 256 values over a range that holds zero (`symmetric`: 255 around zero): in training a moving average of the
+    batches' least and greatest values. Gradients pass inside the range, and are zero outside."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, symmetric: bool = False) -> None:
         super().__init__()
+        self.symmetric = symmetric
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
 
@@ -52,23 +56,29 @@ class RoundActivation(nn.Module):
             x_low, x_high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
             for limit, found in ((self.low, x_low), (self.high, x_high)):
                 limit.copy_(torch.where(torch.isinf(limit), found, limit + _MOMENTUM * (found - limit)))
-        scale = ((self.high - self.low) / 255).clamp_min(1e-12)
-        zero_point = (-self.low / scale).round().to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+        low, high, steps = self.low, self.high, 255
+        if self.symmetric:
+            high, steps = torch.maximum(-low, high), 254
+            low = -high
+        scale = ((high - low) / steps).clamp_min(1e-12)
+        zero_point = (-low / scale).round().to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, steps)
 
 
 class _RoundedConv(nn.Conv2d):
     round_input: RoundActivation
+    steps: float
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.round_input(input), round_weight(self.weight), self.bias)
+        return self._conv_forward(self.round_input(input), round_weight(self.weight, self.steps), self.bias)
 
 
 class _RoundedLinear(nn.Linear):
     round_input: RoundActivation
+    steps: float
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.round_input(input), round_weight(self.weight), self.bias)
+        return F.linear(self.round_input(input), round_weight(self.weight, self.steps), self.bias)
 
 
 @torch.no_grad()
@@ -86,17 +96,19 @@ def equalise(writers: Sequence[_Layer], readers: Sequence[_Layer]) -> None:
         layer.weight.div_(factor.view(1, -1, *(1 for _ in layer.weight.shape[2:])))
 
 
-def rounded(student: Tiny) -> Tiny:
+def rounded(student: Tiny, how: Rounding) -> Tiny:
     """A trainable copy of the student: batch norms folded, channels equalised, all products of rounded operands."""
     copied = copy.deepcopy(student).cpu().eval()
     for block in (module for module in list(copied.modules()) if isinstance(module, ConvBNReLU)):
         block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
-        block.append(RoundActivation())  # the sum behind a block reads its output too
+        if how.outputs:
+            block.append(RoundActivation(how.symmetric))
     for chain in _CHAINS.split(", "):
         sides = ([copied.get_submodule(name) for name in side.split()] for side in chain.split(" > "))
         equalise(*([one[0] if isinstance(one, ConvBNReLU) else one for one in side] for side in sides))  # type: ignore[arg-type]
     for layer in [module for module in copied.modules() if isinstance(module, _Layer)]:
-        layer.round_input = RoundActivation()
+        layer.round_input = RoundActivation(how.symmetric)
+        layer.steps = how.weights  # type: ignore[assignment]
         layer.__class__ = _RoundedConv if isinstance(layer, nn.Conv2d) else _RoundedLinear
     return copied.train()
 
@@ -117,17 +129,18 @@ def plain(trained: Tiny) -> Tiny:
 
 
 def quantisation_aware(
-    student: Tiny, crops: np.ndarray, margin: float, how: Degradation, seed: int = 0, *, steps: int = 300,
-    batch: int = 128, lr: float = 1e-4, train: Callable[[Tiny], object] | None = None,
+    student: Tiny, crops: np.ndarray, margin: float, how: Degradation, rounding: Rounding, seed: int = 0, *,
+    steps: int = 100, batch: int = 128, lr: float = 1e-4, train: Callable[[Tiny], object] | None = None,
 ) -> Tiny:  # fmt: skip
     """A new student, fine-tuned with the rounding in the loop; `student` is left as it was.
 
     crops: (N, S, S, 3) uint8, the ArcFace template enlarged by `margin` on each side, as in `students.train.Examples`.
     What the student says of each degraded face, the rounded one shall say too: neither label nor teacher is needed.
+    `rounding` is that of the file to come.
     `train` replaces that loop: it gets the student to train in place, e.g. by `students.train.train_student`. The
     result is an ordinary student on the CPU in eval mode. UserError where its weights are not finite.
     """
-    aware, original = rounded(student), copy.deepcopy(student).cpu().eval().requires_grad_(False)
+    aware, original = rounded(student, rounding), copy.deepcopy(student).cpu().eval().requires_grad_(False)
     if train is not None:
         train(aware)
     faces = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)

@@ -22,7 +22,7 @@ from export.parity import Trial
 from export.quantize import quantize_onnx
 from export.runtimes import Artifact
 from export.sidecar import Calibration, Card, Crop, Engine, Input, Parity, Sidecar
-from export.targets import CPU, ENGINES, TENSORRT, Target, targets
+from export.targets import CPU, ENGINES, TENSORRT, Rounding, Target, targets
 from export.tensorrt import CAPABILITIES, build_engine, has_gpu, trtexec_line
 from export.tflite import Quantisation, export_tflite
 from export.tracing import ALPHA_NAME, INPUT_NAME, OUTPUT_NAME, at_rest
@@ -47,7 +47,7 @@ class Subject:
     model: float RGB in [0, 1] (N, 3, p, p) to (N, D); with `alpha`, its images' own alphas (N,) of the trial, the
     alpha becomes an input of the graph. reference: the embeddings (N, D) of the trial's faces by the model that the
     files must equal, or None: `model` itself. calibration: (M, p, p, 3) uint8 faces that set the ranges of int8, and
-    calibration_source what they are. aware: gives the model fine-tuned with the rounding in the loop, asked only
+    calibration_source what they are. aware: gives the model fine-tuned with a file's rounding in the loop, asked only
     where int8 misses its gate without it.
     """
 
@@ -59,7 +59,7 @@ class Subject:
     reference: np.ndarray | None = None
     calibration: np.ndarray | None = None
     calibration_source: str = ""
-    aware: Callable[[], nn.Module] | None = None
+    aware: Callable[[Rounding], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,11 @@ class _Export:
         seconds, least, proved = 0.0, math.inf, None
         for trained, unsigned in self._attempts(target):
             began = time.monotonic()
+            model = self.subject.model
             if trained:
+                assert self.subject.aware is not None
                 self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
-            model = self._aware if trained else self.subject.model
+                model = self.subject.aware(target.rounding(unsigned))
             pending = self._written(target, candidate, model, trained, unsigned)
             seconds += time.monotonic() - began
             if target.source is not None and not has_gpu():
@@ -185,22 +187,16 @@ class _Export:
         return best, proved.model_copy(update={"parity_failure_allowed": allowed}), seconds
 
     def _attempts(self, target: Target) -> list[tuple[bool, bool]]:
-        """(trained with the rounding in the loop, unsigned weights), in turn until one passes: plain, and more of int8.
+        """(trained with the rounding in the loop, unsigned weights), in turn until one passes.
 
-        Seven bits a weight are the fastest on a CPU; eight without sign saturate nowhere either, and are finer.
+        For a CPU first seven bits a weight, which are the fastest, also trained; eight without sign saturate nowhere
+        either, and are finer.
         """
         if target.precision != "int8":
             return [(False, False)]
         unsigned = [False, True] if target.consumer == CPU else [False]
         trained = [False, True] if self.subject.aware is not None else [False]
-        return [(one, other) for one in trained for other in unsigned]
-
-    @property
-    def _aware(self) -> nn.Module:
-        if not hasattr(self, "_trained"):
-            assert self.subject.aware is not None
-            self._trained = self.subject.aware()
-        return self._trained
+        return [(one, other) for other in unsigned for one in trained]
 
     def _written(
         self, target: Target, candidate: Path, model: nn.Module, trained: bool, unsigned: bool = False
@@ -214,7 +210,8 @@ class _Export:
             quantised = export_tflite(model, candidate, px, target.precision, self._calibration(target))
         elif target.precision == "int8":
             floats = self.unproved / f"{'aware' if trained else 'fp32'}-for-int8.onnx"
-            if not floats.is_file():
+            # Each rounding has a training of its own, the model as it is one file for all.
+            if trained or not floats.is_file():
                 self._onnx(model, floats, "fp32")
             crops = self._calibration(target)
             assert crops is not None

@@ -15,6 +15,17 @@ CPU, TENSORRT = "cpu", "tensorrt"
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """The steps of an int8 file. weights: so many on each side of zero, a scale for each row; the half one is the value
+    that bytes have more below zero than above. symmetric: activations have 127 on each side of zero, else 256 values
+    over their range. outputs: what a layer gives is rounded even where no product reads it (a sum)."""
+
+    weights: float = 127
+    symmetric: bool = False
+    outputs: bool = True
+
+
+@dataclass(frozen=True)
 class Target:
     """One file to write. consumer: of an int8 ONNX file, `cpu` or `tensorrt`."""
 
@@ -35,6 +46,12 @@ class Target:
         if self.format not in ENGINES:
             return None
         return Target("onnx", self.precision, TENSORRT if self.precision == "int8" else None)
+
+    def rounding(self, unsigned: bool = False) -> Rounding:
+        """How an int8 file rounds; `unsigned`: a CPU's with unsigned weights (`export.quantize`)."""
+        if self.consumer == CPU:
+            return Rounding(weights=127.5 if unsigned else 64)
+        return Rounding(symmetric=True, outputs=False) if self.consumer == TENSORRT else Rounding()
 
 
 def targets(formats: Sequence[str], precisions: Sequence[str]) -> list[Target]:

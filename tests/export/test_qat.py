@@ -1,6 +1,7 @@
 import copy
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from export import qat
 from export.onnx import export_onnx
 from export.quantize import quantize_onnx
+from export.targets import CPU, TENSORRT, Rounding, Target
 from faces import open_faces
 from faces.align import crop
 from faces.degrade import Degradation, resize
@@ -52,13 +54,19 @@ def _cosines(a, b):
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def test_rounded_weights_are_numpys():
+@pytest.mark.parametrize(("steps", "least", "greatest"), [(127, -127, 127), (64, -64, 64), (127.5, -128, 127)])
+def test_rounded_weights_are_numpys(steps, least, greatest):
     weight = torch.randn(6, 4, 3, 3) * torch.logspace(-3, 3, 6)[:, None, None, None]
     weight[2] = 0
     w = weight.numpy().astype(np.float64)
-    scale = np.maximum(abs(w).max((1, 2, 3), keepdims=True) / 127, 1e-12)
-    expected = np.clip(np.round(w / scale), -127, 127) * scale
-    np.testing.assert_allclose(qat.round_weight(weight).numpy(), expected, rtol=1e-5, atol=1e-12)
+    scale = np.maximum(abs(w).max((1, 2, 3), keepdims=True) / steps, 1e-12)
+    expected = np.clip(np.round(w / scale), least, greatest) * scale
+    found = qat.round_weight(weight, steps).numpy()
+    # A value midway between two steps may go either way: with half a step the peak of each row is one.
+    midway = abs(abs(w / scale) % 1 - 0.5) < 1e-4
+    assert midway.sum() <= len(w)
+    np.testing.assert_allclose(found[~midway], expected[~midway], rtol=1e-5, atol=1e-12)
+    assert (abs(found - w) <= scale * 0.5001).all()
 
 
 def test_gradients_pass_straight_through_the_rounding_of_weights():
@@ -68,28 +76,34 @@ def test_gradients_pass_straight_through_the_rounding_of_weights():
     assert torch.equal(weight.grad, upstream)
 
 
-def test_rounded_activations_are_numpys_over_a_moving_range():
-    module, rng = qat.RoundActivation(), np.random.default_rng(0)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rounded_activations_are_numpys_over_a_moving_range(symmetric):
+    module, rng = qat.RoundActivation(symmetric), np.random.default_rng(0)
     low = high = None
     for _ in range(5):
         x = rng.normal(0.3, 1, (7, 9)).astype(np.float32)
         least, greatest = min(x.min(), 0), max(x.max(), 0)
         low = least if low is None else low + 0.05 * (least - low)
         high = greatest if high is None else high + 0.05 * (greatest - high)
-        scale = (high - low) / 255
-        zero = np.round(-low / scale)
-        expected = (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
+        if symmetric:
+            scale = max(-low, high) / 127
+            expected = np.clip(np.round(x / scale), -127, 127) * scale
+        else:
+            scale = (high - low) / 255
+            zero = np.round(-low / scale)
+            expected = (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
         found = module(torch.from_numpy(x)).numpy()
         # A value midway between two steps may go either way.
         assert (abs(found - expected) < 1.01 * scale).all()
         assert (abs(found - expected) < 1e-5).mean() > 0.95
     module.eval()
     before = module.low.item(), module.high.item()
+    ends = (-max(-before[0], before[1]), max(-before[0], before[1])) if symmetric else before
     x = torch.tensor([-100.0, 0.1, 100.0], requires_grad=True)
     y = module(x)
     y.sum().backward()
     assert (module.low.item(), module.high.item()) == before
-    assert (abs(y - torch.tensor([before[0], 0.1, before[1]])) < scale).all()
+    assert (abs(y - torch.tensor([ends[0], 0.1, ends[1]])) < scale).all()
     assert x.grad.tolist() == [0, 1, 0]
 
 
@@ -121,7 +135,7 @@ def test_equalised_layers_are_the_same_function_with_like_peaks():
 def test_without_training_the_result_is_the_same_function(student, noise, embed):
     model, images = _fragile(student("tiny16"), 50), noise(64, 16)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    same = qat.quantisation_aware(model, noise(8, 48), 0.1, Degradation(), steps=0)
+    same = qat.quantisation_aware(model, noise(8, 48), 0.1, Degradation(), Rounding(), steps=0)
     expected = embed(model, images)
     assert abs(embed(same, images) - expected).max() < 1e-4 * abs(expected).max()
     # An ordinary student: another takes its weights; and the one given is as it was.
@@ -130,8 +144,9 @@ def test_without_training_the_result_is_the_same_function(student, noise, embed)
     assert not same.training
 
 
-def test_every_product_has_rounded_operands(student, noise):
-    aware = qat.rounded(student("tiny16"))
+@pytest.mark.parametrize("consumer", [CPU, TENSORRT])
+def test_every_product_has_rounded_operands(student, consumer):
+    aware = qat.rounded(student("tiny16"), Target("onnx", "int8", consumer).rounding())
     aware(torch.rand(4, 3, 16, 16))
     layers = [module for module in aware.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(layers) == 13
@@ -139,21 +154,64 @@ def test_every_product_has_rounded_operands(student, noise):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in aware.modules())
 
 
-def _int8_cosines(model, fp32, folder, faces, embed):
-    """Least and mean cosine of the CPU's int8 file on held-out faces to what the first model says."""
+def _int8(model, folder, faces, flavour="cpu", unsigned=False):
+    """What the int8 file says of the held-out faces."""
     _, calibration, held_out = faces
     export_onnx(model, folder / "m.onnx", 16)
-    quantize_onnx(folder / "m.onnx", folder / "q.onnx", calibration, "cpu")
-    session = onnxruntime.InferenceSession(str(folder / "q.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"face": (held_out / 255).astype("float32").transpose(0, 3, 1, 2)})
-    cosines = _cosines(found, embed(fp32, held_out))
+    quantize_onnx(folder / "m.onnx", folder / "q.onnx", calibration, flavour, unsigned)
+    options = onnxruntime.SessionOptions()
+    if flavour == "tensorrt":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(folder / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"face": (held_out / 255).astype("float32").transpose(0, 3, 1, 2)})[0]
+
+
+def _int8_cosines(model, fp32, folder, faces, embed):
+    """Least and mean cosine of the CPU's int8 file on held-out faces to what the first model says."""
+    cosines = _cosines(_int8(model, folder, faces), embed(fp32, faces[2]))
     return cosines.min(), cosines.mean()
+
+
+@pytest.mark.parametrize(("consumer", "unsigned"), [(CPU, False), (CPU, True), (TENSORRT, False)])
+def test_weights_are_rounded_in_training_as_in_the_file(tmp_path, trained, faces, consumer, unsigned):
+    how = Target("onnx", "int8", consumer).rounding(unsigned)
+    aware = qat.rounded(trained, how)
+    _int8(qat.plain(aware), tmp_path, faces, consumer, unsigned)
+    graph, compared = onnx.load(tmp_path / "q.onnx").graph, 0
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not node.input[0].endswith("weight_quantized"):
+            continue
+        values, scale, zero = (stored[name].astype(np.float64) for name in node.input)
+        axis = next(one.i for one in node.attribute if one.name == "axis")
+        rows = [-1 if dim == axis else 1 for dim in range(values.ndim)]
+        found = (values - zero.reshape(rows)) * scale.reshape(rows)
+        name = node.input[0].removeprefix("model.").removesuffix(".weight_quantized")
+        layer = aware.get_submodule(name)
+        expected = qat.round_weight(layer.weight, layer.steps).detach().numpy()
+        found = found if found.shape == expected.shape else found.T
+        # A value midway between two steps may go either way.
+        off = abs(found - expected)
+        assert off.max() < 1.01 * scale.max()
+        assert (off < 1e-4 * scale.max()).mean() > 0.98, name
+        compared += 1
+    assert compared == 13
+
+
+def test_tensorrts_file_rounds_what_products_read_and_nothing_else(tmp_path, trained, faces):
+    how = Target("onnx", "int8", TENSORRT).rounding()
+    _int8(trained, tmp_path, faces, TENSORRT)
+    in_file = sum(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "q.onnx").graph.node)
+    in_training = sum(isinstance(module, qat.RoundActivation) for module in qat.rounded(trained, how).modules())
+    assert in_file == in_training == 13
 
 
 def test_a_fragile_student_survives_int8_on_held_out_faces(tmp_path, trained, faces, embed):
     fragile = _fragile(trained, 200)
     before = _int8_cosines(fragile, fragile, tmp_path, faces, embed)
-    aware = qat.quantisation_aware(fragile, faces[0], 0.1, Degradation(), steps=20, batch=32)
+    aware = qat.quantisation_aware(
+        fragile, faces[0], 0.1, Degradation(), Target("onnx", "int8", CPU).rounding(), steps=20, batch=32
+    )
     after = _int8_cosines(aware, fragile, tmp_path, faces, embed)
     assert before[0] < 0.9
     assert after[0] > 0.98
@@ -165,8 +223,10 @@ def test_training_itself_lowers_the_error_of_rounding(trained, faces, embed, mon
     monkeypatch.setattr(qat, "equalise", lambda writers, readers: None)
     fragile, errors = _fragile(trained, 200), []
     for steps in (0, 100):
-        aware = qat.quantisation_aware(fragile, faces[0], 0.1, Degradation(), steps=steps, batch=64, lr=1e-3)
-        again = qat.rounded(aware)
+        aware = qat.quantisation_aware(
+            fragile, faces[0], 0.1, Degradation(), Rounding(), steps=steps, batch=64, lr=1e-3
+        )
+        again = qat.rounded(aware, Rounding())
         with torch.no_grad():
             # Ranges, from the faces that it was trained on.
             again(torch.from_numpy(faces[1]).permute(0, 3, 1, 2) / 255)
@@ -181,7 +241,12 @@ def test_another_loop_may_train(student, faces):
     recipe = Recipe(samples=96, batch=32, lr=1e-4, average=0.5)
     curve = []
     aware = qat.quantisation_aware(
-        model, faces[0], 0.1, Degradation(), train=lambda s: curve.extend(train_student(s, examples, recipe, 0))
+        model,
+        faces[0],
+        0.1,
+        Degradation(),
+        Rounding(),
+        train=lambda s: curve.extend(train_student(s, examples, recipe, 0)),
     )
     assert len(curve) == 3
     assert not torch.equal(aware.mimic.weight, model.mimic.weight)
@@ -189,7 +254,7 @@ def test_another_loop_may_train(student, faces):
 
 def test_the_same_seed_gives_the_same_student(student, faces):
     first, second, other = (
-        qat.quantisation_aware(student("tiny16"), faces[0], 0.1, Degradation(), seed, steps=2, batch=16)
+        qat.quantisation_aware(student("tiny16"), faces[0], 0.1, Degradation(), Rounding(), seed, steps=2, batch=16)
         for seed in (1, 1, 2)
     )
     assert all(
@@ -204,4 +269,4 @@ def test_a_training_that_diverged_is_said(student, noise):
             aware.fc1.weight[0, 0] = torch.nan
 
     with pytest.raises(UserError, match="diverged"):
-        qat.quantisation_aware(student("tiny16"), noise(8, 48), 0.1, Degradation(), train=spoil)
+        qat.quantisation_aware(student("tiny16"), noise(8, 48), 0.1, Degradation(), Rounding(), train=spoil)
