@@ -31,10 +31,9 @@ def quantize_onnx(
     8 bits, .99 with 7). unsigned: weights u8 with a zero point, which saturate nowhere and keep 8 bits, slower
     where VNNI multiplies u8 x s8. Ranges are least and greatest value. `tensorrt`: symmetric signed activations before
     Conv, Gemm and MatMul, float biases, a quantiser of its own for each consumer: what TensorRT parses. What these
-    layers give is not rounded, as TensorRT asks for (the mean cosine of the package's tiny16 on held-out faces is then
-    .9943 for .9924). Weights are stored as int8 (with `AddQDQPairToWeight` they would be stored as floats, three times
-    the size, the same values). To run it in onnxruntime, turn its graph optimisations off. Ranges are the mean over
-    batches of 64 of their least and greatest value.
+    layers give is not rounded, as TensorRT asks for. Weights are stored as int8 (with `AddQDQPairToWeight` they would
+    be stored as floats, three times the size, the same values). To run it in onnxruntime, turn its graph optimisations
+    off. Ranges are the mean over batches of 64 of their least and greatest value.
 
     The ranges were chosen by the least cosine to the fp32 student on 1,701 held-out faces of a student trained on the
     ORL faces, with 256, 512 and 1,024 calibration faces of other people: cpu min-max .988/.992/.992, mean of batches
