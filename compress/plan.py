@@ -23,13 +23,13 @@ from students.optimise import create_optimiser
 from students.registry import create_student
 from students.tiny import EMBEDDING_DIM
 from students.train import train_student
+from teachers.backbones.bootstrap import fast_bfloat16
 from teachers.bootstrap import view_count
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher, is_stand_in, weight_files
 from teachers.teacher import Teacher
 
 _STEPS = 8
-_SLOW_BFLOAT16 = 2.0
 # The wall time of the stages that do not grow with the data: export of two files, their timing, the report.
 _FIXED = {"adapt": 10.0, "export": 30.0, "benchmark": 15.0, "report": 10.0}
 
@@ -83,28 +83,13 @@ def notes(config: Config) -> list[str]:
             f"weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
         )
     wanted = {"precision": config.distill.precision == "bf16", "optimiser": config.distill.optimiser == "muon"}
-    if config.device == "cpu" and any(wanted.values()) and (times := bfloat16_cost()) > _SLOW_BFLOAT16:
+    if config.device == "cpu" and any(wanted.values()) and not fast_bfloat16():
         chosen = " and ".join(f"distill.{key}={getattr(config.distill, key)}" for key, on in wanted.items() if on)
         found.append(
-            f"this CPU multiplies matrices {times:.0f} times as slowly in bfloat16 as in fp32, and {chosen} uses it: "
-            "--dry-run says what that costs"
+            f"{chosen} computes in bfloat16, for which this CPU has no instructions and is many times slower than in "
+            "fp32: --dry-run says what that costs"
         )
     return [f"note       {one}" for one in found]
-
-
-def bfloat16_cost(side: int = 256) -> float:
-    """How many times as long a matrix product takes in bfloat16 as in fp32, on one thread of this CPU; below 1 where
-    the CPU computes it itself."""
-    best = []
-    with threads(1):
-        for dtype in (torch.bfloat16, torch.float32):
-            x, times = torch.ones(side, side, dtype=dtype), []
-            for _ in range(5):
-                began = time.perf_counter()
-                x @ x
-                times.append(time.perf_counter() - began)
-            best.append(min(times))
-    return best[0] / best[1]
 
 
 def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:

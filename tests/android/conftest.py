@@ -1,6 +1,7 @@
 """The demo's Java on this machine's JVM, beside LiteRT's Linux library; what is absent skips with its reason."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,9 @@ def jvm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     path = f"{glue.parent}:{pins.litert_library('linux').parent}"
 
     def run(program: str, *arguments: object) -> Any:
-        command = ["java", "-Xss4m", "-cp", str(classes), f"-Djava.library.path={path}", program, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        command = ["java", "-Xss4m", "-cp", str(classes), program, *map(str, arguments)]
+        env = os.environ | {"LD_LIBRARY_PATH": path}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -81,12 +81,12 @@ def test_bfloat16_is_noted_where_it_is_slow_alone(monkeypatch):
     def notes(*settings):
         return plan.notes(load_config("quick", None, {"teacher.name": "dlib_resnet"}, settings))
 
-    assert 0 < plan.bfloat16_cost(32) < float("inf")
-    monkeypatch.setattr(plan, "bfloat16_cost", lambda: 7.3)
+    monkeypatch.setattr(plan, "fast_bfloat16", lambda: False)
     assert notes() == []
-    assert "7 times as slowly in bfloat16" in notes("distill.precision=bf16")[0]
-    assert "distill.optimiser=muon uses it" in notes("distill.optimiser=muon")[0]
-    monkeypatch.setattr(plan, "bfloat16_cost", lambda: 0.4)
+    assert "distill.precision=bf16 computes in bfloat16" in notes("distill.precision=bf16")[0]
+    both = notes("distill.precision=bf16", "distill.optimiser=muon")
+    assert "distill.precision=bf16 and distill.optimiser=muon" in both[0]
+    monkeypatch.setattr(plan, "fast_bfloat16", lambda: True)
     assert notes("distill.precision=bf16", "distill.optimiser=muon") == []
 
 

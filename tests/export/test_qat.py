@@ -5,12 +5,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 from export import qat
 from export.onnx import export_onnx
 from export.quantize import quantize_onnx
 from export.targets import CPU, TENSORRT, Rounding, Target
+from export.tflite import export_tflite
 from faces import open_faces
 from faces.align import crop
 from faces.degrade import Degradation, resize
@@ -198,6 +200,17 @@ def test_weights_are_rounded_in_training_as_in_the_file(tmp_path, trained, faces
     assert compared == 13
 
 
+def test_weights_are_rounded_in_training_as_in_the_tflite_file(tmp_path, trained, faces):
+    aware = qat.rounded(trained, Target("tflite", "int8").rounding())
+    export_tflite(qat.plain(aware), tmp_path / "m.tflite", 16, "int8", faces[1])
+    interpreter = Interpreter(model_path=str(tmp_path / "m.tflite"))
+    layers = [module for module in aware.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    wanted = [layer.weight.detach().flatten(1).abs().amax(1).numpy() / layer.steps for layer in layers]
+    stored = [tensor["quantization_parameters"]["scales"] for tensor in interpreter.get_tensor_details()]
+    for scale in wanted:
+        assert any(len(one) == len(scale) and np.allclose(one, scale, rtol=1e-4) for one in stored)
+
+
 def test_tensorrts_file_rounds_what_products_read_and_nothing_else(tmp_path, trained, faces):
     how = Target("onnx", "int8", TENSORRT).rounding()
     _int8(trained, tmp_path, faces, TENSORRT)
@@ -240,14 +253,11 @@ def test_another_loop_may_train(student, faces):
     examples = Examples(faces[0], 0.1, targets, None)
     recipe = Recipe(samples=96, batch=32, lr=1e-4, average=0.5)
     curve = []
-    aware = qat.quantisation_aware(
-        model,
-        faces[0],
-        0.1,
-        Degradation(),
-        Rounding(),
-        train=lambda s: curve.extend(train_student(s, examples, recipe, 0)),
-    )
+
+    def train(aware):
+        curve.extend(train_student(aware, examples, recipe, 0))
+
+    aware = qat.quantisation_aware(model, faces[0], 0.1, Degradation(), Rounding(), train=train)
     assert len(curve) == 3
     assert not torch.equal(aware.mimic.weight, model.mimic.weight)
 

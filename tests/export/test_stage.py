@@ -11,6 +11,7 @@ import torch
 import export
 from export import sidecar, stage
 from export.stage import How
+from export.targets import Target
 from faces import open_faces
 from faces.align import crop
 from faces.errors import UserError
@@ -94,10 +95,15 @@ def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject,
 
 
 def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subject, monkeypatch):
-    tried, quantise = [], stage.quantize_onnx
+    tried, asked, written, quantise = [], [], [], stage.quantize_onnx
+
+    def aware(rounding):
+        asked.append(rounding)
+        return student("tiny16", seed=len(asked))
 
     def spy(floats, path, crops, consumer, unsigned):
         tried.append((consumer, floats.name, unsigned))
+        written.append(sha256(floats))
         quantise(floats, path, crops, consumer, unsigned)
 
     monkeypatch.setattr(stage, "quantize_onnx", spy)
@@ -107,14 +113,19 @@ def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subje
         reference=np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32),
         calibration=noise(64, 16),
         calibration_source="noise",
-        aware=lambda rounding: student("tiny16", seed=5),
+        aware=aware,
     )
     stage.export_model(one, tmp_path, How(formats=["onnx"], precisions=["int8"], allow_failure=True))
-    plain, aware = "fp32-for-int8.onnx", "aware-for-int8.onnx"
+    plain, tuned = "fp32-for-int8.onnx", "aware-for-int8.onnx"
     assert tried == [
-        ("cpu", plain, False), ("cpu", aware, False), ("cpu", plain, True), ("cpu", aware, True),
-        ("tensorrt", plain, False), ("tensorrt", aware, False),
+        ("cpu", plain, False), ("cpu", tuned, False), ("cpu", plain, True), ("cpu", tuned, True),
+        ("tensorrt", plain, False), ("tensorrt", tuned, False),
     ]  # fmt: skip
+    # Each is trained for the steps of its own file, and that student is what gets rounded.
+    assert asked == [
+        Target("onnx", "int8", consumer).rounding(unsigned) for consumer, name, unsigned in tried if name == tuned
+    ]
+    assert len(set(asked)) == len({one for one, (_, name, _) in zip(written, tried, strict=True) if name == tuned}) == 3
 
 
 def test_of_attempts_that_all_miss_the_closest_is_kept(tmp_path, student, noise, card, subject, monkeypatch):

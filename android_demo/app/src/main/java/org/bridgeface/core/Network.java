@@ -18,7 +18,7 @@ public final class Network implements Closeable {
         }
     }
 
-    /** Load Google's library and the glue, from the app or from java.library.path. */
+    /** Load Google's library and the glue, from the app or from where the JVM looks for libraries. */
     public static void loadLibraries() throws DemoException {
         try {
             System.loadLibrary("litert-lm");
