@@ -26,5 +26,7 @@ REMARKS = (
     "supplement's IJB-S rows stand here.",
     "UCCS in the paper re-fits the softmax on 4,500 images; here a person is the mean of their known "
     "embeddings, nothing is fitted.",
+    "A .bin file does not tell whom its photos show: its intervals take each pair for people of their own, and are too "
+    "narrow where people recur.",
     "The two protocols of LFW differ: same@p has both faces at p px, cross@p the second one.",
 )

@@ -88,11 +88,12 @@ def verify(listed: PairList, reader: Reader, peer: Embedder, sizes: Sequence[int
     views: dict[str, tuple[int | None, int | None]] = {"full": (None, None)}
     for px in (px for px in sizes if px is not None):
         views |= {f"same@{px}": (px, px), f"cross@{px}": (None, px)}
+    people = np.unique(listed.people, return_inverse=True)[1]
     figures = {}
     for name, (first, second) in views.items():
         scores = verification.similarity(rows[first][a], rows[second][b], peer.metric)
         right = verification.correct_by_fold(scores, pairs)
-        low, high = verification.bootstrap_interval(right, pairs, np.full(len(listed.photos), -1))
+        low, high = verification.bootstrap_interval(right, pairs, people)
         figures[name] = {"value": 100 * float(right.mean()), "low": 100 * low, "high": 100 * high}
     return found | {"figures": figures}
 

@@ -87,8 +87,8 @@ def _gradients(bench: Bench, rows: list[Row], path: Path) -> None:
 
 def _quality(bench: Bench, rows: list[Row], path: Path) -> None:
     """PETALface, Figure 2 (c): mean quality of each person's gallery and probe faces, here full size and 16 px."""
-    file = bench.folder / bench.name(rows[0], 0) / "quality.safetensors"
-    if not file.is_file():
+    file = next((bench.folder / bench.name(rows[0], 0)).glob("quality-*.safetensors"), None)
+    if file is None:
         return
     score, faces = create_quality(file), bench.parts[-1].faces
     known = [np.flatnonzero(faces.identities == person)[:4] for person in range(min(_PEOPLE, len(faces.names)))]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.teacher_rows import Row
-from faces.dataset import Faces, concatenate
+from faces.dataset import Faces, check_strangers, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 from faces.parts import Part, open_parts, roc_of
@@ -50,13 +50,15 @@ class Bench:
 
     @cached_property
     def train(self) -> Faces:
-        return concatenate([open_faces(spec) for spec in self.specs])
+        train = concatenate([open_faces(spec) for spec in self.specs])
+        check_strangers(train, *(part.faces for part in self.parts))
+        return train
 
     @cached_property
     def everyone(self) -> Faces:
         """What rows with unlabelled faces learn from: whoever is known in --unlabelled counts as nobody."""
         more = concatenate([open_faces(spec) for spec in self.unlabelled])
-        return concatenate([self.train, replace(more, identities=np.full(len(more), -1))])
+        return concatenate([self.train, replace(more, identities=np.full(len(more), -1), alone={})])
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.adapt import fit_classifiers, fit_softmax
 from compress.config import Adapt, Config
-from compress.distill import own_features, prepare, start_student
+from compress.distill import own_features, prepare, start_student, weights_file
 from compress.part_scores import teacher_features
 from compress.rows import read_row, row_file, write_row
 from compress.run import progress_bar, threads
@@ -23,6 +23,7 @@ from faces.errors import UserError
 from faces.parts import Part
 from faces.verification import similarity
 from students.train import train_student
+from teachers.registry import weight_files
 
 _SPLIT_SEED = 606
 
@@ -95,16 +96,18 @@ class Study:
         self.learn = faces.subset(self.split.learn)
 
     def path(self, case: Case, teacher: str, seed: int) -> Path:
+        how = dataclasses.replace(self.config.distill, mode=case.mode)
         made = [
             teacher if case.teacher else None,
             dataclasses.asdict(dataclasses.replace(self.config.adapt, **case.adapt)),
-            dataclasses.asdict(dataclasses.replace(self.config.distill, mode=case.mode)),
+            dataclasses.asdict(how),
             case.private,
             seed,
-            self.faces.keys,
+            self.faces.state(),
             [part.state() for part in self.parts],
         ]
-        return row_file(self.folder, made, "adaptation", case.name, seed)
+        files = [*(weight_files(teacher) if case.teacher else []), weights_file(how)]
+        return row_file(self.folder, made, "adaptation", case.name, seed, files=filter(None, files))
 
     def read(self, case: Case, teacher: str, seed: int) -> dict[str, np.ndarray] | None:
         """What `run` kept, None where it has not run: scores of pairs by `PART/PROTOCOL` (P,), and whether each face of

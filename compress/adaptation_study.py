@@ -22,7 +22,7 @@ from compress.part_scores import (
     two_cells,
 )
 from faces.cli import run_cli, table_console
-from faces.dataset import concatenate
+from faces.dataset import check_strangers, concatenate
 from faces.files import write_json, write_text
 from faces.parts import open_parts
 from faces.sources import open_faces
@@ -82,6 +82,7 @@ def adaptation(
     check_models(config, teachers, read_only)
     parts = open_parts(vals)
     train = concatenate([open_faces(spec) for spec in specs])
+    check_strangers(train, *(part.faces for part in parts))
     study = Study(config, train, parts, folder)
     rows = [(case, teacher) for teacher in teachers for case in CASES if case.teacher]
     rows += [(case, teachers[0]) for case in CASES if not case.teacher]

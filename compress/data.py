@@ -53,6 +53,12 @@ def run(run: Run) -> dict[str, Any]:
             # One image under two names: what the test people show must not be learnt from.
             skipped["training face nearly the same as a test face"] = len(twins)
             train = train.subset(np.setdiff1d(np.arange(len(train)), [index for index, _ in twins]))
+            if len(train.names) < 2:
+                raise UserError(
+                    f"{len(twins)} of {len(train_indices)} training faces show nearly the same image as a test face, "
+                    f"which leaves {len(train.names)} people to learn from: take the copies out of --data, or accept "
+                    "them with --set data.allow_leaks=true"
+                )
     # Test faces that form no pairs are found here, not after the training.
     test_pairs(test, run.config, run.config.seed)
     write_json(

@@ -104,7 +104,7 @@ def train_espcn(
     """
     if not len(faces):
         raise UserError("there is no face to train the super-resolution network on")
-    key = fingerprint([asdict(what), asdict(how), seed, faces.keys])
+    key = fingerprint([asdict(what), asdict(how), seed, faces.state()])
     final = folder / f"espcn-{what.px}x{what.scale}-{key}.safetensors"
     spent = final.with_suffix(".seconds")
     with torch.random.fork_rng(devices=[]):

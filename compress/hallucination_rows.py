@@ -27,6 +27,7 @@ from faces.files import write_json
 from faces.parts import Part
 from faces.verification import similarity
 from students.tiny import Tiny, count_macs
+from teachers.registry import weight_files
 from teachers.teacher import Teacher
 
 FULL, BASELINE, ESPCN, STUDENT = "teacher, full size", "bilinear", "ESPCN", "student"
@@ -95,8 +96,8 @@ class Study:
         if row in (STUDENT, "all") and px in self.students:
             made.append(self.students[px].key)
         if row in (ESPCN, "all"):
-            made += [dataclasses.asdict(self.how), self.seed, self.train.keys]
-        return row_file(self.folder, made, kind, row, px, suffix=suffix)
+            made += [dataclasses.asdict(self.how), self.seed, self.train.state()]
+        return row_file(self.folder, made, kind, row, px, suffix=suffix, files=weight_files(self.teacher.name))
 
     def _scores(self, row: str, px: int, scale: int, way: Enlarge | None) -> dict[str, np.ndarray]:
         """The scores of each part's pairs and, of an enlargement, its mean PSNR; measured unless that was done."""

@@ -12,7 +12,7 @@ from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
 from compress.part_scores import METRICS, check_trained, two_cells
 from faces.cli import run_cli, table_console
-from faces.dataset import concatenate
+from faces.dataset import check_strangers, concatenate
 from faces.errors import UserError
 from faces.files import sha256, write_json, write_text
 from faces.parts import open_parts
@@ -67,6 +67,7 @@ def hallucination(
     by_px = _open_students(students, sizes)
     parts = open_parts(vals)
     train = concatenate([open_faces(spec) for spec in specs])
+    check_strangers(train, *(part.faces for part in parts))
     study = Study(net, by_px, train, parts, Recipe(steps=steps, batch=batch), seed, folder)
     found = [study.table_of(px) for px in dict.fromkeys(sizes)]
     told = {

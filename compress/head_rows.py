@@ -116,7 +116,7 @@ class Heads:
         how = self._how(None)
         made = [
             row, how.student, [how.margin, how.degradation, sha256(weights)] if weights else how, images, seed,
-            VERSIONS, RIDGE, self.target.faces.keys, self.target.learn.tolist(),
+            VERSIONS, RIDGE, self.target.faces.state(), self.target.learn.tolist(),
         ]  # fmt: skip
         return row_file(self.folder, made, "head", row, images, seed)
 

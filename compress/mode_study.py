@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from benchmarks.output import cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
-from compress.distill import own_features, prepare, start_student
+from compress.distill import own_features, prepare, start_student, weights_file
 from compress.mode_rows import TABLES, Row, Table
 from compress.part_scores import (
     METRICS,
@@ -27,13 +27,14 @@ from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli, table_console
-from faces.dataset import Faces, concatenate, virtual_faces
+from faces.dataset import Faces, check_strangers, concatenate, virtual_faces
 from faces.errors import UserError
-from faces.files import fingerprint, write_json, write_text
+from faces.files import write_json, write_text
 from faces.parts import Part, open_parts
 from faces.sources import open_faces
 from faces.verification import similarity
 from students.train import train_student
+from teachers.registry import weight_files
 
 
 @click.command()
@@ -84,7 +85,9 @@ def modes(
     needed = [named[row.teachers] for rows in work.values() for row in rows]
     check_models(config, filter(None, needed), read_only)
     train = concatenate([open_faces(spec) for spec in specs])
-    study = _Study(config, second, train, open_parts(vals), folder)
+    parts = open_parts(vals)
+    check_strangers(train, *(part.faces for part in parts))
+    study = _Study(config, second, train, parts, folder)
     for name, one in chosen.items():
         for seed in () if read_only else seeds:
             for row in work[name]:
@@ -111,17 +114,19 @@ class _Study:
         self.teachers = _teachers(config.teacher.name, second)
 
     def _path(self, row: Row, seed: int) -> Path:
+        teacher, how = self.teachers[row.teachers], dataclasses.replace(self.config.distill, **row.changes)
         made = [
-            self.teachers[row.teachers],
+            teacher,
             row.mirror,
             row.virtual,
             dataclasses.asdict(self.config.adapt),
-            dataclasses.asdict(dataclasses.replace(self.config.distill, **row.changes)),
+            dataclasses.asdict(how),
             seed,
-            self.train.keys,
+            self.train.state(),
             [part.state() for part in self.parts],
         ]
-        return row_file(self.folder, made, row.name, seed)
+        files = [*(weight_files(teacher) if teacher else []), weights_file(how)]
+        return row_file(self.folder, made, row.name, seed, files=filter(None, files))
 
     def run(self, row: Row, seed: int) -> None:
         """Distil and measure unless that was done; keeps the scores of the pairs (P,) by PART/PROTOCOL."""
@@ -167,7 +172,7 @@ class _Study:
 
     def _virtual(self, count: int) -> Faces:
         """Made once, as the pipeline's data stage makes them, and the same for every row and seed."""
-        file = self.folder / f"virtual-{count}-{fingerprint(self.train.keys)}.npz"
+        file = self.folder / f"virtual-{count}-{self.train.state()}.npz"
         if not file.is_file():
             made = virtual_faces(self.train, count, seed=0)
             # What a face's features are kept by: those of another set's virtual faces are others.

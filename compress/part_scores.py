@@ -52,7 +52,7 @@ def teacher_features(teacher: str, faces: Faces, folder: Path, mirror: bool = Fa
 
     UserError on an unknown teacher or one that cannot be read.
     """
-    key = fingerprint([teacher, faces.keys, *(["mirror"] if mirror else [])], weight_files(teacher))
+    key = fingerprint([teacher, faces.state(), *(["mirror"] if mirror else [])], weight_files(teacher))
     cache = folder / f"features-{key}.npy"
     if not cache.is_file():
         bar = progress_bar(Console(stderr=True), f"features of {len(faces)} faces", len(faces))

@@ -11,7 +11,7 @@ import click
 from compress import adapt, android, artifacts, bench, collect, data, distill, evaluate, head_study, plan, teach
 from compress.config import PRESETS, load_config
 from compress.run import Run, Stage
-from faces.cli import run_cli
+from faces.cli import SEED, Output, run_cli
 from faces.distributed import follow, processes
 from students.registry import list_students
 from teachers.registry import PATTERNS, list_teachers
@@ -82,10 +82,10 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     metavar="SPEC",
     help="Then fit the student's softmax layer to the people of this set (`compress.study head`).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/TEACHER-STUDENT-PRESET.")
+@click.option("--out", type=Output(folder=True), help="Run folder. Default: runs/TEACHER-STUDENT-PRESET.")
 @click.option("--config", "file", metavar="FILE.toml", help="Settings from a file; options and --set win over it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. distill.loss=regression. Repeats.")
-@click.option("--seed", type=click.IntRange(0), help="Of the split, the initial weights and the degradation.")
+@click.option("--seed", type=SEED, help="Of the split, the initial weights and the degradation.")
 @click.option("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N.")
 @click.option("--resume/--fresh", default=True, help="Continue in the run folder (default), or start anew in it.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, how long and how large, and stop.")
@@ -156,6 +156,8 @@ def main(
                 run.say(note)
             for stage in chosen:
                 run.execute(stage)
+            if old := [one.name for one in STAGES if run.record(one.name) and not run.is_done(one)]:
+                run.say(f"note       what {', '.join(old)} left here is of an earlier run: run these stages too")
             if app:
                 android.build(run)
             if finetune_head is not None:

@@ -1,5 +1,6 @@
 """The rows of a study as they are kept: one file each, named by what it is made of."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 from faces.files import fingerprint, whole
 
 
-def row_file(folder: Path, made: Any, *words: object, suffix: str = ".npz") -> Path:
-    """`folder`/rows/WORD-...-FINGERPRINT.npz; made: all that the row depends on, anything that JSON can hold."""
+def row_file(folder: Path, made: Any, *words: object, suffix: str = ".npz", files: Iterable[str | Path] = ()) -> Path:
+    """`folder`/rows/WORD-...-FINGERPRINT.npz; made: all that the row depends on, anything that JSON can hold, but for
+    the bytes of `files`."""
     name = "-".join(map(str, words)).replace(" ", "-").replace(",", "")
-    return folder / "rows" / f"{name}-{fingerprint(made)}{suffix}"
+    return folder / "rows" / f"{name}-{fingerprint(made, map(Path, files))}{suffix}"
 
 
 def write_row(file: Path, values: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from compress import data
 from compress.adapt import fit_adapter
 from compress.adaptation_study import adaptation
 from compress.config import PRESETS, Config, as_dict, load_config
-from compress.distill import own_features, prepare, start_student
+from compress.distill import own_features, prepare, start_student, weights_file
 from compress.evaluate import test_pairs
 from compress.hallucination_study import hallucination
 from compress.head_study import head
@@ -32,13 +32,14 @@ from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli, table_console
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
+from faces.errors import UserError
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
 from faces.verification import correct_by_fold, similarity
 from students.train import train_student
 from teachers.bootstrap import fit_bootstrap
 from teachers.ensemble import Ensemble
-from teachers.registry import create_single, create_teacher
+from teachers.registry import create_single, create_teacher, weight_files
 from teachers.teacher import Teacher
 
 ROWS = {
@@ -108,10 +109,25 @@ def splits(
         )
         for name in rows
     }
+    for name, config in configs.items():
+        _check_row(name, config)
     check(next(iter(configs.values())))
     with threads(1):
         found = _gather(configs, range(first, first + splits), out)
     _write(found, out, next(iter(configs.values())))
+
+
+def _check_row(name: str, config: Config) -> None:
+    """UserError where --set contradicts what the row's name or the study says, or would have no effect."""
+    given: dict[str, tuple[Any, Any]] = {
+        "seed": (config.seed, 0),
+        "data.val": (config.data.val, None),
+        "data.pairs": (config.data.pairs, None),
+    }
+    given |= {f"distill.{key}": (getattr(config.distill, key), value) for key, value in ROWS.get(name, {}).items()}
+    for key, (found, wanted) in given.items():
+        if found != wanted:
+            raise UserError(f"--set {key}={found}: in row {name!r} of this study it is {wanted}; leave it out")
 
 
 def _gather(configs: dict[str, Config], seeds: range, out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -139,7 +155,9 @@ def _key(config: Config, name: str) -> str:
     """Changes with the settings, the data, the sources and PyTorch: a row is never mixed with those of other code."""
     folders = [ROOT / package for package in ("faces", "teachers", "students", "compress")]
     sources = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-    return fingerprint([as_dict(config), name, data.settings(config), torch.__version__], sources)
+    weights = [*weight_files(config.teacher.name, config.teacher.weights), weights_file(config.distill)]
+    files = [*sources, *(Path(file) for file in weights if file)]
+    return fingerprint([as_dict(config), name, data.settings(config), torch.__version__], files)
 
 
 class _Split:

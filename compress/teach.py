@@ -56,7 +56,7 @@ def run(run: Run) -> dict[str, Any]:
                     run.config.seed, advance,
                 )  # fmt: skip
             backbone.save(run.path(BOOTSTRAP))
-        run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, train))
+        run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, None, train))
         facts["reference_source"] = reference.source
     teacher.to(run.config.device)
     method, tuned = run.config.teacher.finetune.method, ""
@@ -67,9 +67,9 @@ def run(run: Run) -> dict[str, Any]:
                 "torchrun -m teachers.finetune, then this with --teacher-method none and the teacher.safetensors that "
                 "it wrote as --teacher-weights"
             )
-        facts["finetuned"] = tune(run, teacher, _base(run, teacher))
+        facts["finetuned"] = tune(run, teacher, _base(run, teacher.bootstrap))
         tuned = f", fine-tuned by {method} ({facts['finetuned']['steps']} steps)"
-    features = embed_resumable(run, teacher, train)
+    features = embed_resumable(run, teacher, _base(run, teacher.bootstrap), train)
     run.save_features(FEATURES, features)
     return {
         "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces"
@@ -98,28 +98,27 @@ def _macs(teacher: Teacher | Ensemble) -> int | None:
 
 def load_teacher(run: Run) -> Teacher | Ensemble:
     """The teacher of an ended teacher stage, on the run's device."""
-    teacher = create_teacher(run.config.teacher.name, _base(run))
-    if run.facts("teacher")["method"] != "none":
+    facts = run.facts("teacher")
+    teacher = create_teacher(run.config.teacher.name, _base(run, facts["bootstrap"]))
+    if facts["method"] != "none":
         assert isinstance(teacher, Teacher)
         apply_tuned(teacher, run.path(TUNED_FILE))
     return teacher.to(run.config.device)
 
 
-def _base(run: Run, teacher: Teacher | Ensemble | None = None) -> str | Path | None:
+def _base(run: Run, bootstrap: bool) -> str | Path | None:
     """Where the weights lie from which fine-tuning started: the bootstrap that this run fitted, or what was given."""
-    bootstrap = teacher.bootstrap if teacher is not None else run.facts("teacher")["bootstrap"]
     given = run.config.teacher.weights
     return run.path(BOOTSTRAP) if bootstrap and given is None else given
 
 
-def embed_resumable(run: Run, teacher: Teacher | Ensemble, faces: Faces) -> np.ndarray:
+def embed_resumable(run: Run, teacher: Teacher | Ensemble, weights: str | Path | None, faces: Faces) -> np.ndarray:
     """Embeddings (N, D) of full-size crops, kept in chunks, from which a killed run continues; several processes
-    share the chunks."""
+    share the chunks, and the others read the teacher from `weights`."""
     # A name may hold a path and options, and be longer than a file name can.
     plain = re.sub(r"[^\w.-]+", "_", teacher.name)[:100]
     folder = run.path(f"work/{plain}-{run.key}")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = None if teacher.name == REFERENCE else _base(run, teacher if isinstance(teacher, Teacher) else None)
     with run.progress(f"{teacher.name} on public faces", len(faces)) as advance, threads(cores()):
         lead(
             _embed_chunks, folder, run.path(TRAIN), teacher.name, weights, run.config.device,

@@ -19,7 +19,7 @@ from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import run_cli, table_console
-from faces.dataset import Faces, concatenate
+from faces.dataset import Faces, check_strangers, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
 from faces.parts import Part, open_parts
@@ -72,7 +72,9 @@ def teachers(
         create_single(teacher, weights)
     with threads(1):
         train = concatenate([open_faces(spec) for spec in specs])
-        study = _Study(config, train, open_parts([val])[0], folder)
+        part = open_parts([val])[0]
+        check_strangers(train, part.faces)
+        study = _Study(config, train, part, folder)
         work = [(name, seed) for seed in range(seeds) for name in files]
         for name, seed in track(work, "students", console=Console(stderr=True), transient=True):
             study.row(name, files[name], seed)
@@ -93,8 +95,9 @@ class _Study:
 
     def _name(self, name: str, file: Path | None, seed: int) -> str:
         how = self.config
-        made = [how.teacher.name, file and sha256(file), str(how.adapt), str(how.distill), seed, self.train.keys]
-        return f"{name}-{seed}-{fingerprint(made)}"
+        made = [how.teacher.name, file and sha256(file), str(how.adapt), str(how.distill), seed, self.train.state(),
+                self.part.state()]  # fmt: skip
+        return f"{name}-{seed}-{fingerprint(made, weight_files(how.teacher.name))}"
 
     def row(self, name: str, file: Path | None, seed: int) -> dict[str, Any]:
         """Distil and measure unless that was done; which pairs were right is in the .npz beside it."""
@@ -128,7 +131,7 @@ class _Study:
     def _features(self, file: Path | None) -> np.ndarray:
         """The teacher's features of the training faces at full size, (N, D), cached."""
         name = self.config.teacher.name
-        key = fingerprint([name, file and sha256(file), self.train.keys], weight_files(name))
+        key = fingerprint([name, file and sha256(file), self.train.state()], weight_files(name))
         cache = self.folder / f"features-{key}.npy"
         if not cache.is_file():
             with threads(cores()), whole(cache) as temporary:

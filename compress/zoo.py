@@ -1,5 +1,6 @@
 """Publish a run's student with the package: `python -m compress.zoo RUN`."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -28,6 +29,9 @@ def main(folder: Path, data_licence: str | None) -> None:
     weights, card = folder / STUDENT, folder / "MODEL_CARD.md"
     if not (weights.is_file() and card.is_file()):
         raise UserError(f"{folder} has no {STUDENT} or no model card: run all stages of compress.pipeline first")
+    ended = [_ended(folder, stage) for stage in ("distill", "report")]
+    if ended[1] < ended[0]:
+        raise UserError(f"the student of {folder} is newer than its report: run compress.pipeline's other stages first")
     name = run.student.name
     load_weights(create_student(name), weights)
     ZOO.mkdir(exist_ok=True)
@@ -38,6 +42,13 @@ def main(folder: Path, data_licence: str | None) -> None:
         ZOO / f"{name}.md", published(card.read_text().replace(str(folder.resolve()), folder.name), files, data_licence)
     )
     click.echo(f"{ZOO / name}.safetensors and its card")
+
+
+def _ended(folder: Path, stage: str) -> str:
+    try:
+        return json.loads((folder / f"stages/{stage}.json").read_text())["ended"]
+    except (OSError, ValueError, LookupError):
+        raise UserError(f"{folder} does not tell when its stage {stage} ended: run compress.pipeline there") from None
 
 
 def data_files(run: Results) -> list[Path]:

@@ -1,5 +1,7 @@
 """`Faces`: what every other package reads. Loose aligned crops, five landmarks, identity ids."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,8 @@ from faces.files import whole
 
 CROP_PX = 128
 """Side of the stored crop: eye distance about 36 px, loose enough to cut every template's crop from it."""
+ALONE = "label of an identity with one face"
+"""The reason in `Integrity.skipped` for a face in `Faces.alone`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Faces:
         corner as seen in the image; NaN where the detector does not give the point (both eyes always known).
     identities: (N,) int64, index into `names`; -1 = unlabelled.
     names: one name an identity. keys: one unique key a face.
+    alone: who is shown by an unlabelled face (its index) whose person the source names and shows only once.
     """
 
     images: np.ndarray
@@ -44,6 +49,7 @@ class Faces:
     source: str = ""
     licence: str = ""
     integrity: Integrity = field(default_factory=Integrity)
+    alone: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,6 +59,15 @@ class Faces:
         """Indices of the faces whose identity is known, (M,) int64."""
         return np.flatnonzero(self.identities >= 0)
 
+    def state(self) -> str:
+        """Changes with the keys, people and landmarks, not with the images: the name of what is kept of the faces."""
+        digest = hashlib.sha256()
+        for words in (self.keys, self.names):
+            digest.update("\0".join((*words, "")).encode() + b"\1")
+        for values in (self.identities, self.landmarks):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Faces":
         """The faces at `indices`, identities renumbered so that `names` holds those present and no others."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -60,6 +75,9 @@ class Faces:
         present = present[present >= 0]
         renumber = np.full(len(self.names) + 1, -1, dtype=np.int64)
         renumber[present] = np.arange(len(present))
+        alone = {}
+        if self.alone:
+            alone = {i: self.alone[old] for i, old in enumerate(indices.tolist()) if old in self.alone}
         return replace(
             self,
             images=store.view(self.images, indices),
@@ -67,6 +85,7 @@ class Faces:
             identities=renumber[self.identities[indices]],
             names=tuple(self.names[i] for i in present),
             keys=tuple(self.keys[i] for i in indices),
+            alone=alone,
         )
 
     def save(self, path: Path) -> None:
@@ -80,6 +99,8 @@ class Faces:
                 names=np.array(self.names, dtype=str),
                 keys=np.array(self.keys, dtype=str),
                 notes=np.array([self.source, self.licence], dtype=str),
+                alone=np.array(list(self.alone), dtype=np.int64),
+                alone_names=np.array(list(self.alone.values()), dtype=str),
             )
 
     @classmethod
@@ -94,16 +115,25 @@ class Faces:
                 keys=tuple(map(str, file["keys"])),
                 source=str(file["notes"][0]),
                 licence=str(file["notes"][1]),
+                alone=dict(zip(file["alone"].tolist(), map(str, file["alone_names"]), strict=True)),
             )
 
 
 def concatenate(parts: Sequence[Faces]) -> Faces:
-    """One set from several. An identity name that occurs in two parts is one identity; a key must be unique."""
-    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    """One set from several. A name that occurs in two parts is one identity, also where a part shows that person
+    only once; a key must be unique."""
+    shown = Counter(name for part in parts for name in (*part.names, *part.names, *part.alone.values()))
+    names = tuple(name for name, count in shown.items() if count > 1)
     index = {name: i for i, name in enumerate(names)}
-    identities = [
-        np.array([index[part.names[i]] if i >= 0 else -1 for i in part.identities], dtype=np.int64) for part in parts
-    ]
+    identities, alone, start = [], {}, 0
+    for part in parts:
+        known = [index[part.names[i]] if i >= 0 else -1 for i in part.identities]
+        for i, name in part.alone.items():
+            known[i] = index.get(name, -1)
+            if known[i] < 0:
+                alone[start + i] = name
+        identities.append(np.array(known, dtype=np.int64))
+        start += len(part)
     keys = tuple(key for part in parts for key in part.keys)
     if len(set(keys)) < len(keys):
         raise UserError(
@@ -114,6 +144,9 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
     for part in parts:
         for reason, count in part.integrity.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
+    skipped.pop(ALONE, None)
+    if alone:
+        skipped[ALONE] = len(alone)
     return Faces(
         images=store.join([part.images for part in parts]),
         landmarks=np.concatenate([part.landmarks for part in parts]),
@@ -128,6 +161,7 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
             tuple(key for part in parts for key in part.integrity.missed),
             tuple(f"{part.source}: {warning}" for part in parts for warning in part.integrity.warnings),
         ),
+        alone=alone,
     )
 
 
@@ -166,6 +200,7 @@ def virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
         landmarks=(faces.landmarks[first] + faces.landmarks[second]) / 2,
         identities=np.full(len(first), -1, dtype=np.int64),
         keys=tuple(f"virtual/{i}" for i in range(len(first))),
+        alone={},
     )
 
 
@@ -195,9 +230,25 @@ def find_leaks(train: Faces, test: Faces, bits: int = 10) -> list[str]:
     brighter, noisier or smaller or saved again as JPEG differs in up to 10; two photos of different people differ in
     more than 20, or in 13 where the crops' borders are filled in alike.
     """
-    reasons = [f"identity {name!r} is in both sets" for name in sorted(set(train.names) & set(test.names))]
+    reasons = [f"identity {name!r} is in both sets" for name in shared_people(train, test)]
     twins = near_twins(train, test, bits)
     return reasons + [f"{test.keys[j]} and {train.keys[i]} show nearly the same image" for i, j in twins]
+
+
+def shared_people(one: Faces, other: Faces) -> list[str]:
+    """Names of those who are shown by both, if only once."""
+    first, second = ({*faces.names, *faces.alone.values()} for faces in (one, other))
+    return sorted(first & second)
+
+
+def check_strangers(train: Faces, *tests: Faces) -> None:
+    """UserError where people of `train` are in a test set by name. Images are not compared: see `find_leaks`."""
+    for test in tests:
+        if people := shared_people(train, test):
+            raise UserError(
+                f"{len(people)} people of {test.source}, {', '.join(map(repr, people[:3]))} among them, are in the "
+                "training faces too: measured on them, it says nothing of strangers. Take them out of one of the two"
+            )
 
 
 def near_twins(train: Faces, test: Faces, bits: int = 10) -> list[tuple[int, int]]:

@@ -23,7 +23,8 @@ class Part:
 
     def state(self) -> list[Any]:
         """Changes with the faces and the pairs: what is kept of them carries it in its name."""
-        return [self.name, self.faces.keys, self.pairs.a.tolist(), self.pairs.b.tolist()]
+        pairs = (self.pairs.a, self.pairs.b, self.pairs.same, self.pairs.fold)
+        return [self.name, self.faces.state(), *(column.tolist() for column in pairs)]
 
     def interval(self, values: np.ndarray) -> dict[str, Any]:
         """`points`, the mean of values of the pairs (P,) in percent, and `ci95`: people and impostor pairs drawn."""

@@ -15,6 +15,8 @@ from faces.errors import UserError
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 MIN_FALSE_MATCHES = 10
 """A rate needs at least this many expected false matches to be stated."""
+MOST_FACES = 4096
+"""All pairs are of so many faces at most, which form 8 million: memory grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,28 @@ class Pairs:
         return int(self.fold.max()) + 1
 
 
+def _known(identities: np.ndarray) -> np.ndarray:
+    """Indices of the labelled faces; where they are more than `MOST_FACES`, of people drawn at random."""
+    known = np.flatnonzero(identities >= 0)
+    if len(known) <= MOST_FACES:
+        return known
+    people, counts = np.unique(identities[known], return_counts=True)
+    kept, left = [], MOST_FACES
+    for i in np.random.default_rng(404).permutation(len(people)):
+        if counts[i] <= left:
+            kept.append(people[i])
+            left -= counts[i]
+    return known[np.isin(identities[known], kept)]
+
+
 def make_pairs(identities: np.ndarray, seed: int, most: int = 3000, folds: int = 10) -> Pairs:
     """As many genuine as impostor pairs (at most `most` of each), drawn without repetition, in `folds` folds.
 
-    identities: (N,) int64, unlabelled (-1) faces are left out. UserError where fewer than `folds` genuine
-    pairs or no impostor pair exist.
+    identities: (N,) int64, unlabelled (-1) faces are left out, and people above `MOST_FACES`. UserError where fewer
+    than `folds` genuine pairs or no impostor pair exist.
     """
     rng = np.random.default_rng([seed, 202])
-    known = np.flatnonzero(identities >= 0)
+    known = _known(identities)
     first, second = np.triu_indices(len(known), 1)
     same = identities[known[first]] == identities[known[second]]
     genuine, impostor = np.flatnonzero(same), np.flatnonzero(~same)
@@ -164,9 +180,9 @@ class Roc:
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> "Roc":
-        """All pairs of two different labelled faces; `first` and `second` (N, D) embed the same faces, maybe
-        at two resolutions. Where they differ, (i, j) and (j, i) are two pairs."""
-        known = np.flatnonzero(identities >= 0)
+        """All pairs of two different labelled faces, of some people above `MOST_FACES`; `first` and `second` (N, D)
+        embed the same faces, maybe at two resolutions. Where they differ, (i, j) and (j, i) are two pairs."""
+        known = _known(identities)
         scores = similarity_matrix(first[known], second[known], metric)
         same = identities[known][:, None] == identities[known][None]
         chosen = ~np.eye(len(known), dtype=bool) if first is not second else np.triu(np.ones_like(same), 1)

@@ -13,7 +13,7 @@ from faces.cnniqa_fit import fit_cnniqa
 from faces.dataset import Faces
 from faces.distributed import rank
 from faces.errors import UserError
-from faces.files import write_json
+from faces.files import fingerprint, write_json
 from faces.pyiqa_metric import create_metric
 from faces.quality import Alpha, Quality
 from teachers import augment
@@ -29,14 +29,16 @@ _SAMPLE, _LARGEST_FIT = 512, 4000
 
 
 def prepare_alpha(teacher: "Teacher", faces: Faces, how: Finetune, seed: int, folder: Path, fabric: "Fabric") -> Alpha:
-    """What gives an image its alpha, on the fabric's device; kept in FOLDER/quality.safetensors for a resume.
+    """What gives an image its alpha, on the fabric's device; kept in FOLDER/quality-KEY.safetensors for a resume.
 
     `how.quality` is `fitted` (a CNN-IQA fitted here, `how.quality_steps` steps), a pyiqa metric or a file of
     `faces.quality`. t = mu + sigma over a sample of the training faces in the mix of resolutions that training
     shows (Algorithm 1). One process fits, all read. FOLDER/alpha.json tells t, alpha's 5%, 50% and 95% points at full
     size and at 16 px, and how well a fitted score sees resolution in people that it was not fitted on.
     """
-    file = folder / "quality.safetensors"
+    made = [how.quality, how.quality_steps, seed, faces.state(), teacher.template, teacher.input_px]
+    given = Path(how.quality)
+    file = folder / f"quality-{fingerprint(made, [given] if given.is_file() else [])}.safetensors"
     if rank() == 0 and not file.is_file():
         score, report = _fit(teacher, faces, how, seed)
         quality.save(score, file, report)

@@ -95,8 +95,8 @@ def finetune(
     if not how.unlabelled:
         faces = faces.subset(faces.labelled)
     kind = kind_of(how.method)
-    kind.adapt(teacher.backbone, how)
     torch.manual_seed(_seed(seed, 0))
+    kind.adapt(teacher.backbone, how)
     method = create_method(how, teacher.embedding_dim, len(faces.names), teacher.backbone)
     trainer = _Trainer(teacher, faces, how, method, seed, fabric, folder)
     steps = min(how.steps, stop_after or how.steps)

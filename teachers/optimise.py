@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ def create_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.opt
 
 
 def create_head_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torch.optim.Optimizer:
-    # Sampled class weights have sparse gradients, which AdamW refuses.
-    if how.sample_rate < 1 and how.optimiser == "adamw":
-        return torch.optim.SparseAdam([{"params": parameters, "size": 1.0}], lr=how.lr)
+    if how.sample_rate < 1:
+        # Sampled class weights have sparse gradients, which AdamW refuses, and to which none adds a weight decay.
+        if how.optimiser == "adamw":
+            return torch.optim.SparseAdam([{"params": parameters, "size": 1.0}], lr=how.lr)
+        how = replace(how, weight_decay=0.0)
     return create_optimiser(parameters, how)
 
 

@@ -1,13 +1,39 @@
 """How a teacher is fine-tuned: one frozen set of settings for every method, validated in one place."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from faces.errors import UserError
 
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+def _listed(value: Any) -> Any:
+    """`7,14` and 7 as lists; `none` is an empty one."""
+    if isinstance(value, str):
+        return [] if value == "none" else [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as problem:
+        raise UserError(f"{text:.60} is no regular expression of layers' names ({problem})") from None
+    return text
+
+
+T = TypeVar("T")
+# As --set can say them in one word.
+Maybe = Annotated[T | None, BeforeValidator(_none)]
+Listed = Annotated[T, BeforeValidator(_listed)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -58,33 +84,33 @@ class Finetune:
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_batch_norm: bool = False
     head: Literal["softmax", "sphereface", "cosface", "arcface", "adaface"] = "cosface"
-    margin: Annotated[float, Field(ge=0)] | None = None
-    scale: Positive | None = None
+    margin: Maybe[Annotated[float, Field(ge=0)]] = None
+    scale: Maybe[Positive] = None
     head_from: Literal["means", "random"] = "means"
     center: Annotated[float, Field(ge=0)] = 0.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     low_share: Share = 0.75
-    low_px: tuple[Positive, Positive] = (7.0, 56.0)
+    low_px: Listed[tuple[Positive, Positive]] = (7.0, 56.0)
     rank: Count = 8
     lora_scale: Positive = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    twin: str | None = None
-    single: str | None = None
+    twin: Maybe[Pattern] = None
+    single: Maybe[Pattern] = None
     quality: str = "fitted"
     quality_steps: Count = 300
-    terms: Annotated[tuple[Literal["hhh", "hll", "lhh", "lll"], ...], Field(min_length=1)] = (
+    terms: Annotated[Listed[tuple[Literal["hhh", "hll", "lhh", "lll"], ...]], Field(min_length=1)] = (
         "hhh", "hll", "lhh", "lll",
     )  # fmt: skip
     distance: Literal["euclidean", "squared", "cosine"] = "euclidean"
     normalise: bool = False
-    triplet_margin: Positive | None = None
-    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (7, 14, 28)
+    triplet_margin: Maybe[Positive] = None
+    sizes: Annotated[Listed[tuple[Count, ...]], Field(min_length=1)] = (7, 14, 28)
     copies: Count = 1
     anchor: Annotated[float, Field(ge=0)] = 0.0
     unlabelled: Annotated[int, Field(ge=0)] = 0
     singles: bool = True
     augmentation: Literal["none", "adaface", "ours"] = "ours"
-    gate: Share | None = 0.2
+    gate: Maybe[Share] = 0.2
     partition: bool = True
     contrastive: Literal["none", "batch", "momentum", "proxy"] = "proxy"
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -115,8 +141,15 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
         known = ", ".join(field.name for field in dataclasses.fields(Finetune))
         hint = f" (known: {known})" if first["type"] in ("unexpected_keyword_argument", "extra_forbidden") else ""
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}{hint}") from None
-    if how.unlabelled and method != "octuplet":
+    check_settings(how)
+    return how
+
+
+def check_settings(how: Finetune) -> None:
+    """UserError where settings that are right one by one do not go together."""
+    if how.train_batch_norm and how.method in ("lora", "petalface"):
+        raise UserError("train_batch_norm: adapters go with frozen weights, whose statistics must stay as they are")
+    if how.unlabelled and how.method != "octuplet":
         raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
     if how.unlabelled and not (how.singles or how.anchor):
         raise UserError("unlabelled: without singles faces of nobody known need the anchor (anchor > 0)")
-    return how

@@ -1,5 +1,7 @@
 """Lists of pairs beside a folder of images: LFW and its relatives, AgeDB, CFP."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from faces.errors import UserError
@@ -18,7 +20,7 @@ def read_lfw(images: Path, pairs: Path) -> PairList:
         rows = lines[1:]
         if len(rows) != 2 * folds * count:
             raise ValueError(f"{len(rows)} pairs, its first line names {2 * folds * count}")
-        found = _Photos()
+        found = _Photos(lambda path: path.parent.name)
         for number, row in enumerate(rows):
             same = len(row) == 3
             name, i, other, j = (row[0], row[1], row[0], row[2]) if same else row
@@ -34,7 +36,7 @@ def read_two_lines(images: Path, pairs: Path) -> PairList:
     rows = [line.split() for line in _lines(pairs)]
     if len(rows) % (2 * FOLDS) or not rows or any(len(row) not in (1, 2) for row in rows):
         raise UserError(f"{pairs} is no list of two lines a pair in {FOLDS} folds: it has {len(rows)} lines")
-    found, count = _Photos(), len(rows) // 2
+    found, count = _Photos(lambda path: re.sub(r"_\d+$", "", path.stem)), len(rows) // 2
     for number in range(count):
         first, second = rows[2 * number], rows[2 * number + 1]
         fold = number * FOLDS // count
@@ -45,11 +47,11 @@ def read_two_lines(images: Path, pairs: Path) -> PairList:
 
 
 def read_three_columns(images: Path, pairs: Path) -> PairList:
-    """`IMAGE IMAGE 1|0` a line, in ten contiguous folds: AgeDB-30's usual text form."""
+    """`IMAGE IMAGE 1|0` a line, in ten contiguous folds: AgeDB-30's usual text form, images `NUMBER_NAME_AGE_SEX.*`."""
     rows = [line.split() for line in _lines(pairs)]
     if len(rows) < FOLDS or any(len(row) != 3 or row[2] not in ("0", "1") for row in rows):
         raise UserError(f"{pairs} is no list of `IMAGE IMAGE 1|0` lines, at least {FOLDS}")
-    found = _Photos()
+    found = _Photos(lambda path: parts[1] if len(parts := path.stem.split("_")) == 4 else path.stem)
     for number, (first, second, same) in enumerate(rows):
         found.add(images / first, images / second, same == "1", number * FOLDS // len(rows))
     return found.done()
@@ -57,10 +59,10 @@ def read_three_columns(images: Path, pairs: Path) -> PairList:
 
 def read_cfp(root: Path, kind: str = "FP") -> PairList:
     """CFP's own folder: Protocol/Pair_list_F.txt and _P.txt (`NUMBER PATH`), Protocol/Split/FP/01/same.txt and
-    diff.txt (`i,j`). kind: `FP` frontal-profile, `FF` frontal-frontal."""
+    diff.txt (`i,j`), images PERSON/frontal/01.jpg. kind: `FP` frontal-profile, `FF` frontal-frontal."""
     protocol = root / "Protocol"
     lists = {side: _cfp_paths(protocol, f"Pair_list_{side}.txt") for side in set(kind)}
-    found = _Photos()
+    found = _Photos(lambda path: path.parents[1].name)
     folds = sorted((protocol / "Split" / kind).glob("[0-9]*"))
     if len(folds) < 2:
         raise UserError(f"{protocol / 'Split' / kind} holds no folds 01, 02, ...: is {root} CFP's folder?")
@@ -96,9 +98,10 @@ def _lines(path: Path) -> list[str]:
 
 
 class _Photos:
-    """Photos once each, in the order in which pairs name them."""
+    """Photos once each, in the order in which pairs name them. person: of a photo, by its path."""
 
-    def __init__(self) -> None:
+    def __init__(self, person: Callable[[Path], str]) -> None:
+        self._person = person
         self._index: dict[Path, int] = {}
         self._pairs: list[tuple[int, int, bool, int]] = []
 
@@ -107,4 +110,5 @@ class _Photos:
         self._pairs.append((i, j, same, fold))
 
     def done(self) -> PairList:
-        return PairList(tuple(Photo(path) for path in self._index), tuple(self._pairs))
+        people = tuple(map(self._person, self._index))
+        return PairList(tuple(Photo(path) for path in self._index), people, tuple(self._pairs))

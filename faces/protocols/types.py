@@ -16,9 +16,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class PairList:
-    """Verification in folds: `photos`, and (a, b, same, fold) of each pair as indices of them."""
+    """Verification in folds: `photos`, whom each shows, and (a, b, same, fold) of each pair as indices of them."""
 
     photos: tuple[Photo, ...]
+    people: tuple[str, ...]
     pairs: tuple[tuple[int, int, bool, int], ...]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from faces import align
-from faces.dataset import CROP_PX, Faces, Integrity, Progress
+from faces.dataset import ALONE, CROP_PX, Faces, Integrity, Progress
 from faces.errors import UserError
 from faces.sources import folder, orl, recordio, shards, verification_bin
 from faces.sources.encoded import EncodedImages, Index
@@ -37,7 +37,11 @@ def recognise(spec: str) -> Source:
     .idx) or `bin` (a verification set). UserError where there is none, or more than one in the same folder."""
     if spec == "orl":
         return Source(orl.read, orl.LICENCE, "orl")
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError:
+        # Such a user is not known here.
+        path = Path(spec)
     if path.is_file():
         if path.suffix == ".tar":
             return Source(lambda: shards.read(path), USER_DATA, "shards")
@@ -45,7 +49,8 @@ def recognise(spec: str) -> Source:
             return Source(lambda: recordio.read(path), USER_DATA, "recordio")
         if path.suffix == ".bin":
             return Source(lambda: verification_bin.read(path), USER_DATA, "bin")
-    if not path.is_dir():
+    # An empty word, as of an unset shell variable, would be the folder that the command runs in.
+    if not spec or not path.is_dir():
         raise UserError(f"no face data at {spec!r}: give {LAYOUTS}")
     # Hidden files are left out: a packing that was killed leaves half a shard.
     tars, recs = sorted(path.glob("[!.]*.tar")), sorted(path.glob("[!.]*.rec"))
@@ -180,8 +185,9 @@ def _assemble(spec: str, licence: str, kept: _Kept, read: int, skipped: Counter[
     counts = Counter(identity for identity in kept.identities if identity is not None)
     names = tuple(name for name, count in counts.items() if count > 1)
     index = {name: i for i, name in enumerate(names)}
-    if single := len(counts) - len(names):
-        skipped["label of an identity with one face"] = single
+    alone = {i: name for i, name in enumerate(kept.identities) if name is not None and name not in index}
+    if alone:
+        skipped[ALONE] = len(alone)
     images = kept.images()
     warning = colour_warning(images)
     return Faces(
@@ -195,4 +201,5 @@ def _assemble(spec: str, licence: str, kept: _Kept, read: int, skipped: Counter[
         source=spec,
         licence=licence,
         integrity=Integrity(read, skipped, missed, () if warning is None else (warning,)),
+        alone=alone,
     )

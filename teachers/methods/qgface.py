@@ -10,7 +10,7 @@ from faces.errors import UserError
 from teachers import augment
 from teachers.losses.adaface import AdaFace
 from teachers.losses.contrastive import contrastive_loss, pair_gate, quality_gate
-from teachers.losses.queues import create_pool
+from teachers.losses.queues import MomentumQueue, create_pool
 from teachers.methods.base import Method
 from teachers.methods.full import create_head, start_centre, start_proxies
 from teachers.settings import Finetune
@@ -71,7 +71,11 @@ class QGFace(Method):
         assert self.pool is not None
         query_zhat, key_zhat = zhat.chunk(2)
         low = pair_gate(query_zhat, key_zhat, self.how.gate if self.how.partition else None)
-        query, key = (gather(view) for view in self.pool.views(*mine, *views))
+        kept = list(self.pool.views(*mine, *views))
+        if isinstance(self.pool, MomentumQueue):
+            # Its encoder gives plain features; the others give `mine` again.
+            kept = self.centred(kept)
+        query, key = (gather(view) for view in kept)
         proxies = self.head.proxies.detach()
         per_pair = contrastive_loss(everyone[0], key, labels, *self.pool.negatives(query, key, labels, proxies))
         self.pool.enqueue(query, key, labels, proxies)

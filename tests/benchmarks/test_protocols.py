@@ -38,14 +38,18 @@ def gone(tmp_path):
 
 
 def test_pairs_with_a_missing_photo_are_counted(photo, gone):
-    photos, pairs = [], []
+    photos, people, pairs = [], [], []
     for fold in range(4):
         first = len(photos)
         photos += [photo("ann"), photo("ann"), photo("bo")]
+        people += ["ann", "ann", "bo"]
         pairs += [(first, first + 1, True, fold), (first, first + 2, False, fold)]
     photos.append(gone)
+    people.append("ann")
     pairs.append((0, len(photos) - 1, True, 0))
-    found = protocols.verify(PairList(tuple(photos), tuple(pairs)), protocols.Reader("dlib", True), PEER, (16,))
+    found = protocols.verify(
+        PairList(tuple(photos), tuple(people), tuple(pairs)), protocols.Reader("dlib", True), PEER, (16,)
+    )
     assert (found["pairs"], found["pairs_used"]) == (9, 8)
     assert found["images"] == {"read": 12, "missing": 1}
     assert {name: one["value"] for name, one in found["figures"].items()} == {
@@ -53,6 +57,24 @@ def test_pairs_with_a_missing_photo_are_counted(photo, gone):
         "same@16": 100,
         "cross@16": 100,
     }
+
+
+def test_intervals_draw_people(photo):
+    """One person of two is never recognised: with so few people that says little, however many pairs there are."""
+    photos, people, pairs = [], [], []
+    for number in range(40):
+        who, other = ("ann", "bo")[:: 1 if number % 2 else -1]
+        first = len(photos)
+        photos += [photo(who), photo(who if who == "ann" else "cy"), photo(other)]
+        people += [who, who, other]
+        pairs += [(first, first + 1, True, number % 4), (first, first + 2, False, number % 4)]
+    found = protocols.verify(
+        PairList(tuple(photos), tuple(people), tuple(pairs)), protocols.Reader("dlib", True), PEER, ()
+    )
+    figure = found["figures"]["full"]
+    assert figure["value"] == pytest.approx(75, abs=3)
+    # With the 40 pairs for 40 people: 16.
+    assert figure["high"] - figure["low"] > 40
 
 
 def test_photos_without_a_face_or_broken_are_counted(photo, tmp_path):

@@ -2,10 +2,12 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from compress import data
 from compress.config import load_config
 from compress.run import Run
+from faces.errors import UserError
 
 
 def people(root, names, seed):
@@ -36,6 +38,13 @@ def test_an_image_under_two_names_is_not_on_both_sides(tmp_path):
     allowed, train, _ = stage(tmp_path, tmp_path / "a", tmp_path / "b", **{"data.allow_leaks": True})
     assert "training face nearly the same as a test face" not in allowed["skipped"]
     assert len(train) == allowed["split"]["train_faces"] > facts["split"]["train_faces"]
+
+
+def test_a_set_of_copies_is_refused(tmp_path):
+    for name in "pqrstu":
+        people(tmp_path / f"part-{name}", [name], seed=1)
+    with pytest.raises(UserError, match=r"24 of 24 training faces.*leaves 0 people.*allow_leaks"):
+        stage(tmp_path, *sorted(tmp_path.glob("part-*")))
 
 
 def test_independent_people_lose_no_face(tmp_path):

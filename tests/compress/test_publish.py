@@ -1,8 +1,13 @@
 import hashlib
+import json
 
+import pytest
 from click.testing import CliRunner
+from fake_run import results
+from safetensors.torch import save_file
 
 from compress import zoo
+from students.registry import create_student
 
 
 def test_a_card_tells_files_by_name_and_hash_and_never_where_they_lay(tmp_path):
@@ -23,3 +28,28 @@ def test_a_folder_that_is_no_run(tmp_path):
     done = CliRunner().invoke(zoo.main, [str(tmp_path)])
     assert done.exit_code == 2
     assert "results.json" in done.output
+
+
+@pytest.mark.parametrize(
+    ("distill", "report", "said"),
+    [
+        ("2026-01-02T03:04:05+00:00", "2026-01-02T03:05:00+00:00", None),
+        ("2026-01-02T03:06:00+00:00", "2026-01-02T03:05:00+00:00", "newer than its report"),
+        ("2026-01-02T03:04:05+00:00", None, "stage report"),
+    ],
+)
+def test_a_student_is_published_with_its_own_card_alone(tmp_path, monkeypatch, distill, report, said):
+    run, shelf = tmp_path / "run", tmp_path / "zoo"
+    (run / "stages").mkdir(parents=True)
+    found = results()
+    found["run"]["config"]["data"] = {"public": ["orl"]}
+    (run / "results.json").write_text(json.dumps(found))
+    (run / "MODEL_CARD.md").write_text("# tiny16")
+    save_file(create_student("tiny16").state_dict(), run / "student.safetensors")
+    for stage, ended in (("distill", distill), ("report", report)):
+        if ended:
+            (run / f"stages/{stage}.json").write_text(json.dumps({"ended": ended}))
+    monkeypatch.setattr(zoo, "ZOO", shelf)
+    done = CliRunner().invoke(zoo.main, [str(run)])
+    assert (done.exit_code, shelf.exists()) == ((0, True) if said is None else (2, False)), done.exception or done.output
+    assert said is None or said in done.output

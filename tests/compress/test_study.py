@@ -159,3 +159,25 @@ def test_a_row_of_other_settings_data_or_sources_is_not_reused(tmp_path, monkeyp
     second = study._key(config, "c")
     (person / "new.png").write_bytes(b"a face")
     assert len({first, second, study._key(config, "c"), study._key(config, "sc regression")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "setting", "said"),
+    [("s relational", "distill.mode=c", "distill.mode=c: in row 's relational' of this study it is s"),
+     ("c", "seed=5", "seed=5"), ("teacher", "data.val=orl", "data.val=orl")],
+)  # fmt: skip
+def test_what_the_study_decides_is_not_set(people, tmp_path, row, setting, said):
+    done = splits(people, tmp_path, "--set", setting, rows=(row,))
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_weights_under_the_same_name_are_another_row(tmp_path):
+    keys = set()
+    for teacher, student in (("one", "one"), ("two", "one"), ("two", "two")):
+        (tmp_path / "teacher").write_text(teacher)
+        (tmp_path / "student").write_text(student)
+        files = {"teacher.weights": str(tmp_path / "teacher"), "distill.weights": str(tmp_path / "student")}
+        keys.add(study._key(load_config("quick", None, {"teacher.name": "dlib_resnet", **files}, []), "c"))
+    assert len(keys) == 3

@@ -1,13 +1,23 @@
 """Stage teacher: features of faces and of their mirror images, in chunks from which a killed run continues."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from gloo import run_as_torchrun
+from safetensors.torch import save_file
 
 from compress import teach
 from compress.config import load_config
+from compress.data import TEST
 from compress.run import Run
 from faces.align import TEMPLATES, crop, template_landmarks
 from faces.dataset import CROP_PX, Faces, mirrored
+from faces.distributed import follow, processes
+from teachers.backbones.dlib_resnet import DlibResNet
+from teachers.backbones.mobilefacenet import MobileFaceNet
+from teachers.registry import create_teacher
 
 
 def noise(count):
@@ -79,14 +89,57 @@ def test_mirrored_targets_continue_from_their_chunks(tmp_path):
     config = load_config("quick", None, {"teacher.name": "dlib_resnet"}, ["teacher.mirror=true"])
     run, faces, teacher = Run(tmp_path, config, quiet=True), noise(600), Sides()
     faces.save(run.path(teach.TRAIN))
-    run.facts = lambda stage: {"bootstrap": False}
-    teacher.name = teach.REFERENCE
-    whole = teach.embed_resumable(run, teacher, faces)
+    whole = teach.embed_resumable(run, teacher, None, faces)
     np.testing.assert_allclose(whole, teach.embed(teacher, faces, True), atol=1e-3)
     assert np.abs(whole - teach.embed(teacher, faces)).max() > 0.01
     chunks = sorted(tmp_path.glob("work/*/*.npy"))
     assert len(chunks) == 2
     chunks[1].unlink()
     teacher.seen.clear()
-    np.testing.assert_array_equal(teach.embed_resumable(run, teacher, faces), whole)
+    np.testing.assert_array_equal(teach.embed_resumable(run, teacher, None, faces), whole)
     assert sorted(teacher.seen) == sorted(2 * faces.keys[512:])
+
+
+def write_weights(backbone, file):
+    torch.manual_seed(0)
+    save_file(backbone().state_dict(), file)
+    return file
+
+
+def shared_features(folder, file):
+    """What the leader of two processes gets, which embed every second face each."""
+    teach._CHUNK = 1
+    with processes("cpu") as leads:
+        if not leads:
+            return follow()
+        config = load_config("quick", None, {"teacher.name": teach.REFERENCE}, [])
+        run, faces, teacher = Run(Path(folder), config, quiet=True), noise(4), create_teacher(teach.REFERENCE, file)
+        faces.save(run.path(teach.TRAIN))
+        features = teach.embed_resumable(run, teacher, file, faces)
+        return float(np.abs(features - teacher.embed_faces(faces)).max()), float(np.abs(features).max())
+
+
+def test_every_process_embeds_with_the_weights_given(tmp_path):
+    """Also where these are not those that come with the teacher's package."""
+    file = write_weights(DlibResNet, tmp_path / "weights.safetensors")
+    (apart, largest), nothing = run_as_torchrun(2, shared_features, str(tmp_path / "run"), str(file))
+    assert nothing is None
+    assert apart < 1e-3 * largest
+
+
+@pytest.mark.parametrize(
+    ("name", "members"), [("dlib_resnet", 1), ("dlib_resnet+mobilefacenet", 2), ("mobilefacenet", 1)]
+)
+def test_the_stage_embeds_with_the_teachers_of_its_name(tmp_path, name, members):
+    file = write_weights(MobileFaceNet, tmp_path / "weights.safetensors")
+    weights = {"dlib_resnet": None, "dlib_resnet+mobilefacenet": f"+{file}", "mobilefacenet": str(file)}[name]
+    config = load_config("quick", None, {"teacher.name": name, "teacher.weights": weights}, ["data.virtual=0"])
+    run, faces = Run(tmp_path / "run", config, quiet=True), noise(6)
+    faces.save(run.path(teach.TRAIN))
+    faces.save(run.path(TEST))
+    facts = teach.run(run)
+    assert facts["name"] == name
+    assert not facts["bootstrap"]
+    teacher = create_teacher(name, weights)
+    assert len(teacher.members) == members
+    np.testing.assert_allclose(np.load(run.path(teach.FEATURES)), teacher.embed_faces(faces), rtol=1e-2, atol=1e-3)

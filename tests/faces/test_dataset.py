@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faces.dataset import Faces, Integrity, add_virtual_faces, concatenate, find_leaks, split_identities
+from faces.dataset import (
+    Faces,
+    Integrity,
+    add_virtual_faces,
+    check_strangers,
+    concatenate,
+    find_leaks,
+    split_identities,
+    virtual_faces,
+)
 from faces.errors import UserError
 
 
@@ -120,6 +129,41 @@ def test_shared_names_and_nearly_the_same_images_are_leaks(orl):
     renamed = replace(test, names=(train.names[4], *test.names[1:]))
     assert find_leaks(train, renamed) == [f"identity {train.names[4]!r} is in both sets"]
     assert find_leaks(train.subset([]), test) == []
+
+
+def test_who_is_shown_once_is_known_in_other_sets(tmp_path, noise_faces):
+    """A person with one photo is unlabelled in a set, and no stranger to another one that shows them too."""
+    one, two, three = (noise_faces([0, 0, -1, -1]) for _ in range(3))
+    one = replace(one, names=("ann",), keys=tuple("abcd"), alone={2: "bo", 3: "cy"}, source="one")
+    two = replace(two, names=("bo",), keys=tuple("efgh"), alone={3: "di"}, source="two")
+    three = replace(three, names=("ed",), keys=tuple("ijkl"), alone={2: "cy"}, source="three")
+    assert find_leaks(one, replace(two, images=two.images[:, ::-1])) == ["identity 'bo' is in both sets"]
+    check_strangers(two, three)
+    with pytest.raises(UserError, match="1 people of three, 'cy' among them"):
+        check_strangers(one, two.subset([2, 3]), three)
+    both = concatenate([one, two, three])
+    names = [both.names[i] if i >= 0 else None for i in both.identities]
+    assert names == ["ann", "ann", "bo", "cy", "bo", "bo", None, None, "ed", "ed", "cy", None]
+    assert both.alone == {7: "di"}
+    both.save(tmp_path / "faces.npz")
+    assert Faces.load(tmp_path / "faces.npz").alone == {7: "di"}
+    assert both.subset([0, 7, 6]).alone == {1: "di"}
+    assert add_virtual_faces(both, 5, 0).alone == {7: "di"}
+    assert virtual_faces(both, 5, 0).alone == {}
+
+
+def test_the_state_changes_with_keys_people_and_landmarks(noise_faces):
+    faces = noise_faces([0, 0, 1, 1])
+    others = [
+        faces.subset([0, 1, 2]),
+        faces.subset([1, 0, 2, 3]),
+        replace(faces, keys=("x", *faces.keys[1:])),
+        replace(faces, names=("x", *faces.names[1:])),
+        replace(faces, identities=np.array([0, 1, 0, 1])),
+        replace(faces, landmarks=faces.landmarks + 0.5),
+    ]
+    assert len({one.state() for one in (faces, *others)}) == 7
+    assert replace(faces, source="elsewhere").state() == faces.state()
 
 
 def test_a_saved_set_is_read_back(tmp_path, noise_faces):

@@ -22,6 +22,7 @@ def test_lfw_and_xqlfw(tmp_path):
     names = [photo.path.name for photo in found.photos]
     assert names == ["Ann_Lee_0001.jpg", "Ann_Lee_0002.png", "Bo_Ek_0003.jpg", "Bo_Ek_0001.jpg"]
     assert found.pairs == ((0, 1, True, 0), (0, 2, False, 0), (3, 2, True, 1), (2, 1, False, 1))
+    assert found.people == ("Ann_Lee", "Ann_Lee", "Bo_Ek", "Bo_Ek")
     for broken in ("2 1\nAnn 1 2\n", "", "2 1\nA 1 x\nA 1 B 2\nA 1 2\nA 1 B 2\n"):
         (tmp_path / "pairs.txt").write_text(broken)
         with pytest.raises(UserError, match=r"pairs\.txt"):
@@ -41,6 +42,8 @@ def test_calfw_cplfw_and_sllfw(tmp_path):
         found = pair_lists.read_two_lines(tmp_path, tmp_path / name)
         assert [(same, fold) for _, _, same, fold in found.pairs] == [(s, f) for f in range(10) for s in (True, False)]
     assert found.photos[0].path == tmp_path / "P0/a1.jpg"
+    calfw = pair_lists.read_two_lines(tmp_path, tmp_path / "calfw.txt")
+    assert calfw.people == tuple(f"P{fold}{side}" for fold in range(10) for side in "ab")
     (tmp_path / "short.txt").write_text("a.jpg\nb.jpg\n")
     with pytest.raises(UserError, match="10 folds"):
         pair_lists.read_two_lines(tmp_path, tmp_path / "short.txt")
@@ -51,6 +54,9 @@ def test_agedbs_three_columns(tmp_path):
     found = pair_lists.read_three_columns(tmp_path, tmp_path / "p.txt")
     assert [fold for *_, fold in found.pairs] == [i // 2 for i in range(20)]
     assert [same for _, _, same, _ in found.pairs] == [False, True] * 10
+    named = "7_AnnLee_30_f.jpg 8_AnnLee_60_f.jpg 1\n9_BoEk_20_m.jpg 7_AnnLee_30_f.jpg 0\n"
+    (tmp_path / "p.txt").write_text(named * 5)
+    assert pair_lists.read_three_columns(tmp_path, tmp_path / "p.txt").people == ("AnnLee", "AnnLee", "BoEk")
 
 
 def test_cfps_folder(tmp_path):
@@ -69,6 +75,7 @@ def test_cfps_folder(tmp_path):
     paths = [photo.path.relative_to(tmp_path.resolve() / "Data/Images").as_posix() for photo in found.photos]
     assert paths == ["001/frontal/01.jpg", "001/profile/02.jpg", "002/frontal/01.jpg", "001/profile/01.jpg"]
     assert found.pairs == ((0, 1, True, 0), (2, 3, False, 0), (0, 1, True, 1), (2, 3, False, 1))
+    assert found.people == ("001", "001", "002", "001")
     with pytest.raises(UserError, match="folds"):
         pair_lists.read_cfp(tmp_path, "FF")
 

@@ -98,6 +98,7 @@ def test_identity_folders_are_read_checked_and_labelled(tmp_path, photos):
     )
     assert faces.names == ("anna", "bert")
     assert faces.identities.tolist() == [0] * 4 + [1] * 2 + [-1]
+    assert faces.alone == {6: "single"}
     integrity = faces.integrity
     assert integrity.read == sum(counted) == 12
     assert integrity.missed == ("people/anna/noface.png",)

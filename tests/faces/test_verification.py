@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faces import verification
 from faces.errors import UserError
 from faces.verification import (
     MIN_FALSE_MATCHES,
@@ -360,3 +361,19 @@ def test_one_impostor_is_enough_to_be_counted():
     # At .6 all impostors pass and at .7 none, while one genuine pair of two fails.
     assert roc.eer() == pytest.approx(0.5)
     assert roc.curve() == ([1.0], [1.0])
+
+
+def test_pairs_of_very_many_faces_are_those_of_some_people(monkeypatch):
+    identities = np.concatenate([np.repeat(np.arange(40), 5), np.full(60, 40), np.full(30, -1)])
+    vectors = np.random.default_rng(0).normal(size=(len(identities), 4)).astype(np.float32)
+    every = Roc.of(vectors, vectors, identities, "cosine")
+    assert len(every.genuine) == 40 * 10 + 60 * 59 // 2
+    # Fifty faces: ten of the small people; the large one never fits.
+    monkeypatch.setattr(verification, "MOST_FACES", 50)
+    some = Roc.of(vectors, vectors, identities, "cosine")
+    assert (len(some.genuine), len(some.impostor)) == (10 * 10, 50 * 49 // 2 - 100)
+    pairs = make_pairs(identities, 0, most=1000)
+    people = np.unique(identities[np.concatenate([pairs.a, pairs.b])])
+    assert len(people) == 10
+    assert people.max() < 40
+    assert pairs.same.sum() == 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import run_as_torchrun
-from trainings import people, small_teacher, train, train_as_rank
+from trainings import Brightness, people, small_teacher, train, train_as_rank
 
 from faces.errors import UserError
 from teachers import lora
@@ -53,6 +53,19 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(kind, 
     train(str(tmp_path / "cut"), kind, method, stop_after=3, **changes)
     resumed = train(str(tmp_path / "cut"), kind, method, **changes)
     assert largest_difference(whole, resumed) == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "petalface"])
+def test_the_seed_alone_decides_how_adapters_start(method, tmp_path) -> None:
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        teacher, how = small_teacher(), finetune_settings(method, steps=1, batch=8, lr=1e-9)
+        teacher.alpha = Brightness()
+        torch.rand(number)  # Whatever was drawn before in this process.
+        finetune(teacher, people(), how, seed, create_fabric("cpu"), tmp_path / str(number))
+        found.append({name: value for name, value in teacher.backbone.state_dict().items() if "down" in name})
+    assert largest_difference(found[0], found[1]) == 0
+    assert largest_difference(found[0], found[2]) > 0.1
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ from faces.errors import UserError
 from teachers import augment, lora
 from teachers.losses.octuplet import margin_for, octuplet_loss
 from teachers.losses.partial_fc import PartialFC
+from teachers.methods import qgface
 from teachers.methods.base import create_method, kind_of
+from teachers.optimise import create_head_optimiser
 from teachers.settings import DEFAULTS, finetune_settings
 
 METHODS = [name for name in DEFAULTS if name != "none"]
@@ -242,11 +244,51 @@ def test_adapters_alone_train(name) -> None:
         assert torch.equal(teacher.backbone.eval()(x), small_teacher().backbone(x))
 
 
+def test_adapters_that_find_no_layer_are_the_users_mistake() -> None:
+    how = finetune_settings("petalface", twin="nothing", single="nothing")
+    with pytest.raises(UserError, match="no layer matches 'nothing' or 'nothing': choose other layers"):
+        kind_of("petalface").adapt(small_teacher().backbone, how)
+
+
 def test_many_people_get_a_sampled_head() -> None:
     method = method_of("full", sample_rate=0.5)
     assert isinstance(method.head, PartialFC)
     with pytest.raises(UserError, match="know cosface and arcface"):
         method_of("full", sample_rate=0.5, head="softmax")
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "adagrad"])
+def test_a_sampled_head_learns_with_every_optimiser(optimiser) -> None:
+    how = finetune_settings("full", sample_rate=0.2, optimiser=optimiser, lr=0.1)
+    torch.manual_seed(0)
+    head = PartialFC(4, 50, sample_rate=how.sample_rate)
+    steps = create_head_optimiser(list(head.parameters()), how)
+    features, labels = torch.randn(8, 4), torch.arange(8)
+    before = head.proxies.detach().clone()
+    for _ in range(2):
+        steps.zero_grad()
+        head(features, labels).backward()
+        steps.step()
+    changed = (head.proxies.detach() != before).any(1)
+    assert changed[:8].all()
+    assert not changed.all(), "those that took no part stay"
+
+
+def test_the_momentum_queue_compares_what_is_centred(monkeypatch) -> None:
+    """Its encoder is the network before any step: what it says of the same image is what the network says."""
+    compared = []
+    monkeypatch.setattr(qgface, "contrastive_loss", lambda *given: compared.append(given) or torch.zeros(len(given[0])))
+    backbone = small_teacher("mobilefacenet").backbone.eval()
+    method = create_method(finetune_settings("qgface", contrastive="momentum"), 16, 5, backbone)
+    images, labels = torch.rand(10, 3, 112, 112, generator=torch.Generator().manual_seed(1)), torch.arange(5)
+    with torch.no_grad():
+        features = backbone(images)
+        method.start(features, labels.repeat(2))
+        assert method.centre.norm() > 0.1 * features.norm(dim=1).mean()
+        method(list(features.chunk(2)), labels, list(images.chunk(2)))
+    query, key = compared[0][:2]
+    torch.testing.assert_close(query, features[:5] - method.centre)
+    torch.testing.assert_close(key, features[5:] - method.centre)
 
 
 def test_settings_that_are_wrong() -> None:
@@ -260,6 +302,9 @@ def test_settings_that_are_wrong() -> None:
         finetune_settings("full", learning_rate=1)
     with pytest.raises(UserError, match="low_share = 2"):
         finetune_settings("full", low_share=2)
+    for method in ("lora", "petalface"):
+        with pytest.raises(UserError, match="train_batch_norm: adapters go with frozen weights"):
+            finetune_settings(method, train_batch_norm=True)
 
 
 def test_alpha_is_fitted_on_the_training_faces(tmp_path) -> None:
@@ -275,10 +320,14 @@ def test_alpha_is_fitted_on_the_training_faces(tmp_path) -> None:
     faces = faces.__class__(**{**faces.__dict__, "images": sharp})
     how = finetune_settings("petalface", quality_steps=40)
     one = prepare_alpha(teacher, faces, how, 0, tmp_path, create_fabric())
-    written = (tmp_path / "quality.safetensors").stat().st_mtime_ns
+    (file,) = tmp_path.glob("quality-*.safetensors")
+    written = file.stat().st_mtime_ns
     again = prepare_alpha(teacher, faces, how, 0, tmp_path, create_fabric())
-    assert (tmp_path / "quality.safetensors").stat().st_mtime_ns == written
+    assert file.stat().st_mtime_ns == written
     assert torch.equal(one.t, again.t)
+    how = finetune_settings("petalface", quality_steps=20)
+    other = prepare_alpha(teacher, faces, how, 0, tmp_path, create_fabric())
+    assert not torch.equal(one.t, other.t)
     crops = crop(faces.images[:40], faces.landmarks[:40], teacher.template, teacher.input_px)
     medians = {name: values[1] for name, values in alpha_percentiles(one, crops).items()}
     assert medians["full"] - medians["16"] > 0.3
