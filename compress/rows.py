@@ -11,9 +11,9 @@ from faces.files import fingerprint, whole
 
 def row_file(folder: Path, made: Any, *words: object, suffix: str = ".npz", files: Iterable[str | Path] = ()) -> Path:
     """`folder`/rows/WORD-...-FINGERPRINT.npz; made: all that the row depends on, anything that JSON can hold, but for
-    the bytes of `files`."""
+    the bytes of `files`. Where one of these is not there, no row is."""
     name = "-".join(map(str, words)).replace(" ", "-").replace(",", "")
-    return folder / "rows" / f"{name}-{fingerprint(made, map(Path, files))}{suffix}"
+    return folder / "rows" / f"{name}-{fingerprint(made, filter(Path.is_file, map(Path, files)))}{suffix}"
 
 
 def write_row(file: Path, values: dict[str, Any]) -> None:

@@ -110,9 +110,3 @@ def test_another_file_under_the_same_name_is_noticed(tmp_path, monkeypatch):
     write_embedder(file, 2)
     monkeypatch.setattr(part_scores, "embed", None)
     np.testing.assert_allclose(teacher_features(teacher, faces, tmp_path), np.full((8, 3), 2))
-
-
-def test_features_of_a_teacher_without_a_file_are_found_where_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(part_scores, "embed", lambda teacher, faces, mirror, progress: np.zeros((len(faces), 3)))
-    teacher_features("dlib_resnet", made(people=2)[0].faces, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["features-3046b3815d729373.npy"]

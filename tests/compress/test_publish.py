@@ -51,5 +51,7 @@ def test_a_student_is_published_with_its_own_card_alone(tmp_path, monkeypatch, d
             (run / f"stages/{stage}.json").write_text(json.dumps({"ended": ended}))
     monkeypatch.setattr(zoo, "ZOO", shelf)
     done = CliRunner().invoke(zoo.main, [str(run)])
-    assert (done.exit_code, shelf.exists()) == ((0, True) if said is None else (2, False)), done.exception or done.output
+    assert (done.exit_code, shelf.exists()) == ((0, True) if said is None else (2, False)), (
+        done.exception or done.output
+    )
     assert said is None or said in done.output
