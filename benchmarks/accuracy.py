@@ -12,7 +12,8 @@ from benchmarks.protocol_cli import protocols
 from benchmarks.teacher_rows import TABLES
 from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
-from faces.cli import run_cli, table_console
+from faces.cli import SEED, Output, run_cli, table_console
+from faces.errors import UserError
 from faces.files import write_json, write_text
 from teachers.fabric import check_device
 from teachers.finetune import progress_bar
@@ -31,12 +32,12 @@ def main() -> None:
               help="Faces of nobody known, for the rows that learn from them too. Repeats.")  # fmt: skip
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats. Default: all.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Only rows of this name. Repeats.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Only these seeds. Repeats.")
+@click.option("--seed", "seeds", multiple=True, type=SEED, help="Only these seeds. Repeats.")
 @click.option("--read-only", is_flag=True, help="Run nothing: write the tables of what was run.")
 @click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Times steps.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; a row says what it ran on.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teachers"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/teachers"), show_default=True)
+@click.option("--folder", type=Output(folder=True), default=Path("runs/teachers"), show_default=True)
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results/teachers"), show_default=True)
 @run_cli
 def teachers(
     specs: tuple[str, ...], vals: tuple[tuple[str, str], ...], unlabelled: tuple[str, ...], tables: tuple[str, ...],
@@ -49,13 +50,16 @@ def teachers(
     in the table. Writes OUT/TABLE.json, OUT/TABLE.md and the figures.
     """
     check_device(device)
+    chosen = {name: TABLES[name] for name in tables or TABLES}
+    known = {row.name for table in chosen.values() for row in table.rows}
+    if unknown := set(rows) - known:
+        raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
     bench = Bench(specs, vals, out / "rows", folder, scale, unlabelled, device)
     # Whatever is wrong with them is told before hours of training.
     parts = [part.name for part in bench.parts]
     console = Console(stderr=True)
     torch.set_num_threads(1)
-    for name in tables or tuple(TABLES):
-        table = TABLES[name]
+    for name, table in chosen.items():
         work = [
             (row, seed)
             for seed in range(max(row.seeds for row in table.rows))

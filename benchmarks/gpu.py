@@ -22,7 +22,7 @@ from export.sidecar import Card
 from export.stage import Subject
 from export.targets import PRECISIONS, TENSORRT, Target
 from faces.align import crop
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.degrade import reduce
 from faces.errors import UserError
 from faces.files import write_json
@@ -122,7 +122,7 @@ def everything(student: str, teacher: str, weights: str | None, device: str, tra
 @click.option("--teacher", default="dlib_resnet", show_default=True)
 @click.option("--teacher-weights", "weights", metavar="FILE|random", help="For teachers that no package ships.")
 @click.option("--steps", "training_steps", type=click.IntRange(6), default=30, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=Path("gpu.json"), show_default=True)
+@click.option("--json", "json_file", type=Output(), default=Path("gpu.json"), show_default=True)
 @run_cli
 def main(student: str, teacher: str, weights: str | None, training_steps: int, json_file: Path) -> None:
     """On a machine with an NVIDIA GPU, in minutes: engines of student and teacher built and held to their

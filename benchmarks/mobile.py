@@ -11,12 +11,12 @@ from benchmarks import phone as phones
 from benchmarks import qemu as emulated
 from benchmarks.paper import FACES_PER_SECOND
 from benchmarks.sysroot import CPUS
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.files import write_json
 
 FOLDER = Path.home() / ".cache" / "bridgeface" / "arm"
 _FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-_JSON = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
+_JSON = click.option("--json", "json_file", type=Output(), help="Write the rows here.")
 _FOLDER = click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True,
                        help="Where the ARM files are kept.")  # fmt: skip
 

@@ -18,7 +18,7 @@ from benchmarks.machine import describe, pinned, sentence
 from benchmarks.output import publish
 from benchmarks.timing import arithmetic_of, peak_of, random_faces
 from export import sidecar as sidecars
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.errors import UserError
 
 Row = dict[str, Any]
@@ -216,8 +216,8 @@ class WithoutXnnpack:
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--try-batch", "batches", type=click.IntRange(1), multiple=True, default=(8, 32, 64, 1024),
               show_default=True, help="Other block sizes to try.")  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the tables here.")
+@click.option("--json", "json_file", type=Output(), help="Write everything here.")
+@click.option("--markdown", "markdown_file", type=Output(), help="Write the tables here.")
 @run_cli
 def main(
     files: tuple[Path, ...], runtime: str, batch: int, batches: tuple[int, ...], json_file: Path | None,

@@ -17,7 +17,7 @@ from benchmarks.machine import describe, pinned, sentence
 from benchmarks.output import publish
 from benchmarks.timing import run_windows
 from faces import verification
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.sources import open_faces
@@ -66,9 +66,9 @@ def _shape(peer: Embedder, faces: Faces) -> tuple[int, ...]:
               help="Any ONNX embedder; mean and std are of RGB in [0, 1]. Repeats.")  # fmt: skip
 @click.option("--dlib/--no-dlib", default=True, show_default=True, help="The dlib package and our reading of it.")
 @click.option("--val", nargs=2, metavar="SPEC PAIRS.csv", help="Faces and fixed pairs. Default: pairs of ORL.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the table here.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Accuracy at 16 px against faces/s.")
+@click.option("--json", "json_file", type=Output(), help="Write the rows here.")
+@click.option("--markdown", "markdown_file", type=Output(), help="Write the table here.")
+@click.option("--plot", "plot_file", type=Output(".svg", ".png"), help="Accuracy at 16 px against faces/s.")
 @run_cli
 def main(
     artifacts: tuple[Path, ...], named: tuple[str, ...], onnx_files: tuple[str, ...], dlib: bool,

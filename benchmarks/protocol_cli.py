@@ -15,7 +15,7 @@ from benchmarks import protocols as run
 from benchmarks.embedders import Embedder, of_artifact, of_teacher
 from benchmarks.output import publish
 from benchmarks.paper_accuracy import PAPERS, REMARKS
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.errors import UserError
 from faces.protocols import ijb, pair_lists, searches
 from faces.protocols.types import PairList
@@ -106,8 +106,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--detector", default="dlib", show_default=True, help="dlib, or yunet:FILE.")
 @click.option("--aligned", is_flag=True, help="The images are ArcFace crops already.")
 @click.option("--colour", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the table here.")
+@click.option("--json", "json_file", type=Output(), help="Write everything here.")
+@click.option("--markdown", "markdown_file", type=Output(), help="Write the table here.")
 @run_cli
 def protocols(
     artifacts: tuple[Path, ...], teachers: tuple[str, ...], sizes: tuple[int, ...], detector: str, aligned: bool,

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from faces.align import template_landmarks
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.crops import CropStore
 from faces.dataset import CROP_PX, Faces
 from faces.files import write_json
@@ -124,7 +124,7 @@ def _resident() -> int:
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where the crops lie meanwhile. Default: a temporary one."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
+@click.option("--json", "json_file", type=Output(), help="Write the figures here.")
 @run_cli
 def scale(student: str, count: int, seconds: float, batch: int, folder: Path | None, json_file: Path | None) -> None:
     """Train on a made-up set of the paper's size: rate, memory, and the time of the paper's whole run.

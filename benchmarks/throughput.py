@@ -18,7 +18,7 @@ from benchmarks.noise import verdict
 from benchmarks.students import artifacts_of
 from benchmarks.timing import measure
 from export.targets import PRECISIONS
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.errors import UserError
 from faces.files import write_json, write_text
 
@@ -62,7 +62,7 @@ class _Commands(LazyGroup):
     "--windows", type=click.IntRange(10), default=10, show_default=True,
     help="Timed windows of 50 ms or more; the figure is their median.",
 )  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help='Write {"throughput": [rows]} here.')
+@click.option("--json", "json_file", type=Output(), help='Write {"throughput": [rows]} here.')
 @click.option("--full", is_flag=True,
               help="Every runtime at hand, fp32, fp16 and int8, pinned, two passes, percentiles hot and after a pause, "
               "pre-processing inside too, activation memory.")  # fmt: skip
@@ -75,8 +75,8 @@ class _Commands(LazyGroup):
 @click.option("--loadgen", is_flag=True, help="MLPerf's LoadGen too: SingleStream, and Offline at the largest batch.")
 @click.option("--loadgen-seconds", type=click.FloatRange(1), default=10, show_default=True,
               help=f"Least length of a run; the rule book asks for {mlperf.OFFICIAL_SECONDS}.")  # fmt: skip
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the tables here.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw speed by batch here (.svg or .png).")
+@click.option("--markdown", "markdown_file", type=Output(), help="Write the tables here.")
+@click.option("--plot", "plot_file", type=Output(".svg", ".png"), help="Draw speed by batch here (.svg or .png).")
 @click.pass_context
 @run_cli
 def main(

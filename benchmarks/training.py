@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks import training_loops as loops
 from benchmarks.peak import sgemm_gops
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.errors import UserError
 from faces.files import write_json
 from students import create_student
@@ -95,7 +95,7 @@ def _row(
 )
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True, help="Turns of each loop.")
 @click.option("--seconds", type=float, default=4.0, show_default=True, help="Length of a turn.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help='Write {"throughput": [rows]} here.')
+@click.option("--json", "json_file", type=Output(), help='Write {"throughput": [rows]} here.')
 @run_cli
 def train(
     student: str, device: str, threads: int | None, batch: int, precision: str, rounds: int, seconds: float,

@@ -21,7 +21,7 @@ from compress.part_scores import (
     summary,
     two_cells,
 )
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.dataset import check_strangers, concatenate
 from faces.files import write_json, write_text
 from faces.parts import open_parts
@@ -47,9 +47,9 @@ from faces.sources import open_faces
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=200000 or distill.loss=regression (the "
               "paper's).")  # fmt: skip
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True,
+@click.option("--folder", type=Output(folder=True), default=Path("runs/modes"), show_default=True,
               help="Where rows and teachers' features are kept, the latter for the tables of modes too.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results/students"), show_default=True,
               help="Where adaptation.json, .md and .svg go.")  # fmt: skip
 @run_cli
 def adaptation(

@@ -8,19 +8,20 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from export.merge import check_policy
 from faces.degrade import Degradation
 from faces.errors import UserError
 from students.batches import Recipe
 from teachers.registry import default_method
-from teachers.settings import DEFAULTS, Finetune
+from teachers.settings import DEFAULTS, Finetune, Listed, Maybe, check_settings
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-Formats = Annotated[tuple[Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"], ...], Field(min_length=1)]
-Precisions = Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)]
+Sizes = Annotated[Listed[tuple[Annotated[int, Field(ge=1)], ...]], Field(min_length=1)]
+Formats = Annotated[Listed[tuple[Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"], ...]], Field(min_length=1)]
+Precisions = Annotated[Listed[tuple[Literal["fp32", "fp16", "int8"], ...]], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,9 +32,9 @@ class Data:
     already; test_share: share of identities held out; virtual: averages of two training faces that are added,
     unlabelled; allow_leaks: go on when val is not independent."""
 
-    public: Annotated[tuple[str, ...], Field(min_length=1)] = ("orl",)
-    val: str | None = None
-    pairs: str | None = None
+    public: Annotated[Listed[tuple[str, ...]], Field(min_length=1)] = ("orl",)
+    val: Maybe[str] = None
+    pairs: Maybe[str] = None
     detector: str = "dlib"
     aligned: bool = False
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -49,7 +50,7 @@ class Teacher:
     fine-tuning measures its accuracy by resolution on `check_pairs` test pairs."""
 
     name: str = "swin_b"
-    weights: str | None = None
+    weights: Maybe[str] = None
     mirror: bool = False
     finetune: Finetune = field(default_factory=Finetune)
     views: Annotated[int, Field(ge=10, le=3000)] = 1200
@@ -89,7 +90,7 @@ class Distill(Recipe):
 
     student: str = "tiny16"
     mode: Literal["c", "s", "dc", "sc"] = "sc"
-    weights: str | None = None
+    weights: Maybe[str] = None
     margin: Annotated[float, Field(ge=0, le=0.5)] = 0.125
     samples: Annotated[int, Field(ge=1)] = 300_000
     batch: Annotated[int, Field(ge=2)] = 256
@@ -106,7 +107,7 @@ class Distill(Recipe):
     average: Annotated[float, Field(ge=0, lt=1)] = Recipe.average
     precision: Literal["fp32", "bf16"] = "fp32"
     versions: Annotated[int, Field(ge=0)] = 0
-    sizes: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
+    sizes: Listed[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...]] = ()
     degradation: Degradation = field(default_factory=Degradation)
 
 
@@ -121,7 +122,7 @@ class Export:
     teacher: bool = False
     teacher_formats: Formats = ("onnx",)
     teacher_precisions: Precisions = ("fp32", "fp16")
-    alpha: str = "mean"
+    alpha: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(check_policy)] = "mean"
     allow_parity_failure: bool = False
 
 
@@ -144,7 +145,7 @@ class Benchmark:
 @dataclass(frozen=True, config=_STRICT)
 class Config:
     preset: Literal["quick", "standard", "paper"] = "quick"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "cpu"
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
@@ -196,7 +197,7 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
     if file is not None:
         try:
             _merge(merged, tomllib.loads(Path(file).read_text()))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
             raise UserError(f"{file} cannot be read as a TOML configuration: {problem}") from None
     for key, value in {**top, **options}.items():
         if value is not None:
@@ -211,11 +212,14 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
     if merged["preset"] != preset:
         raise UserError(f"the preset is chosen with --preset {merged['preset']}, not in a file or with --set")
     try:
-        return TypeAdapter(Config).validate_python(merged)
+        config = TypeAdapter(Config).validate_python(merged)
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}") from None
+    _check_words(merged, config)
+    check_settings(config.teacher.finetune)
+    return config
 
 
 def _complete_finetune(merged: dict[str, Any]) -> None:
@@ -224,8 +228,8 @@ def _complete_finetune(merged: dict[str, Any]) -> None:
     given = teacher.setdefault("finetune", {})
     if "method" not in given:
         quick = merged["preset"] == "quick"
-        given["method"] = "none" if quick else default_method(teacher.get("name", Teacher.name))
-    teacher["finetune"] = {**DEFAULTS.get(given["method"], {}), **given}
+        given["method"] = "none" if quick else default_method(str(teacher.get("name", Teacher.name)))
+    teacher["finetune"] = {**DEFAULTS.get(str(given["method"]), {}), **given}
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -267,6 +271,8 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise UserError(f"--set {text:.20}...: nested too deeply") from None
 
 
 def _check_keys(merged: dict[str, Any]) -> None:
@@ -278,6 +284,18 @@ def _check_keys(merged: dict[str, Any]) -> None:
             near = near or [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.5)]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"unknown setting {key!r}{hint} (known: {', '.join(known)})")
+
+
+def _check_words(given: dict[str, Any], config: Any, prefix: str = "") -> None:
+    """UserError for what pydantic lets pass: nothing, as of an unset shell variable, and a yes or no as a number."""
+    for key, value in given.items():
+        read = getattr(config, key)
+        if isinstance(value, dict):
+            _check_words(value, read, f"{prefix}{key}.")
+        elif "" in (value if isinstance(value, list | tuple) else [value]):
+            raise UserError(f"{prefix}{key} is empty: leave it out, or give it a value")
+        elif isinstance(value, bool) and not isinstance(read, bool):
+            raise UserError(f"{prefix}{key} = {str(value).lower()}: it takes a number")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:

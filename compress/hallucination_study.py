@@ -11,7 +11,7 @@ from benchmarks.output import table
 from compress.espcn import Recipe, largest_scale
 from compress.hallucination_rows import BASELINE, FULL, STUDENT, Student, Study
 from compress.part_scores import METRICS, check_trained, two_cells
-from faces.cli import run_cli, table_console
+from faces.cli import SEED, Output, run_cli, table_console
 from faces.dataset import check_strangers, concatenate
 from faces.errors import UserError
 from faces.files import sha256, write_json, write_text
@@ -35,10 +35,10 @@ from teachers.registry import create_single
 @click.option("--steps", default=Recipe.steps, show_default=True, type=click.IntRange(1),
               help="Training steps of ESPCN; its CPU minutes are told in the table.")  # fmt: skip
 @click.option("--batch", default=Recipe.batch, show_default=True, type=click.IntRange(1), help="Faces a step.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of ESPCN's training.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/hallucination"), show_default=True,
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of ESPCN's training.")
+@click.option("--folder", type=Output(folder=True), default=Path("runs/hallucination"), show_default=True,
               help="Where ESPCN's weights and every finished row are kept.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results/students"), show_default=True,
               help="Where hallucination.json and hallucination.md go.")  # fmt: skip
 @run_cli
 def hallucination(

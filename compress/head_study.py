@@ -18,7 +18,7 @@ from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
 from compress.part_scores import SEEDS, people_summary
 from compress.run import Run, progress_bar
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.dataset import Faces, concatenate
 from faces.errors import UserError
 from faces.files import whole, write_json, write_text
@@ -46,9 +46,9 @@ _PEOPLE = 5
 @click.option("--read-only", is_flag=True, help="Train nothing: write the table of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, of distill.*: for the network from scratch.")  # fmt: skip
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/head"), show_default=True,
+@click.option("--folder", type=Output(folder=True), default=Path("runs/head"), show_default=True,
               help="Where rows are kept.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results/students"), show_default=True,
               help="Where STUDENT-head.json, .md and .svg go.")  # fmt: skip
 @run_cli
 def head(

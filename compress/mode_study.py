@@ -26,7 +26,7 @@ from compress.rows import read_row, row_file, write_row
 from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.dataset import Faces, check_strangers, concatenate, virtual_faces
 from faces.errors import UserError
 from faces.files import write_json, write_text
@@ -57,9 +57,9 @@ from teachers.registry import weight_files
 @click.option("--read-only", is_flag=True, help="Train nothing: write the tables of what was trained.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=150000. Repeats.")  # fmt: skip
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/modes"), show_default=True,
+@click.option("--folder", type=Output(folder=True), default=Path("runs/modes"), show_default=True,
               help="Where rows and teachers' features are kept, for the study of the adaptation too.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/students"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results/students"), show_default=True,
               help="Where STUDENT-TABLE.json and .md go.")  # fmt: skip
 @run_cli
 def modes(

@@ -15,6 +15,7 @@ from compress.config import Config
 from compress.distill import start_student, weights_file
 from compress.run import Run, Stage, cores, threads
 from compress.teach import REFERENCE
+from compress.tune import check_trainable
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
@@ -63,7 +64,9 @@ def check(config: Config) -> None:
         if not path.is_file():
             raise UserError(f"no weights file {path}; give an existing file, or `hub` to download")
     if config.teacher.weights is not None or not is_stand_in(config.teacher.name):
-        create_teacher(config.teacher.name, config.teacher.weights)
+        teacher = create_teacher(config.teacher.name, config.teacher.weights)
+        if config.teacher.finetune.method != "none":
+            check_trainable(teacher)
     try:
         # .item() fails where a device has no memory ("meta").
         torch.zeros(1, device=config.device).item()

@@ -30,7 +30,7 @@ from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
 from faces.errors import UserError
 from faces.files import fingerprint, write_json, write_text
@@ -82,7 +82,7 @@ main.add_command(hallucination)
 )  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/splits"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("runs/splits"), show_default=True,
               help="Where rows are kept, and splits.json and splits.md go.")  # fmt: skip
 @run_cli
 def splits(

@@ -18,7 +18,7 @@ from compress.part_scores import check_models, check_trained
 from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.dataset import Faces, check_strangers, concatenate
 from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
@@ -42,9 +42,9 @@ from teachers.registry import create_single, weight_files
               help="How many students of each teacher, from seed 0 on; the table is their mean.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="As in the pipeline, for all rows, e.g. distill.samples=100000. Repeats.")  # fmt: skip
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/teacher-study"), show_default=True,
+@click.option("--folder", type=Output(folder=True), default=Path("runs/teacher-study"), show_default=True,
               help="Where rows and teachers' features are kept.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True,
+@click.option("--out", type=Output(folder=True), default=Path("benchmarks/results"), show_default=True,
               help="Where students-by-teacher.json and .md go.")  # fmt: skip
 @run_cli
 def teachers(

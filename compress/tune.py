@@ -29,17 +29,25 @@ _MEASURED = 32
 """Faces on which the price of one fixed alpha is measured."""
 
 
+def check_trainable(teacher: Teacher | Ensemble) -> Teacher:
+    """The teacher; UserError where it cannot be fine-tuned."""
+    if isinstance(teacher, Ensemble):
+        raise UserError(
+            "an ensemble is not fine-tuned as one: fine-tune each member with python -m teachers.finetune and "
+            "give the files with --teacher-weights FILE+FILE"
+        )
+    if not teacher.trainable:
+        raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: give --teacher-method none")
+    return teacher
+
+
 def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict[str, Any]:
     """Fine-tune `teacher` in place, resumably; writes teacher.safetensors and finetune.csv; facts for the report.
 
     UserError for a teacher that cannot be fine-tuned.
     """
     how = run.config.teacher.finetune
-    if isinstance(teacher, Ensemble):
-        raise UserError(
-            "an ensemble is not fine-tuned as one: fine-tune each member with python -m teachers.finetune and "
-            "give the files with --teacher-weights FILE+FILE"
-        )
+    teacher = check_trainable(teacher)
     train, test = load_parts(run)
     # Virtual faces have no label, but are nobody: taken for people of their own they would be told apart from the two
     # whose average they are.
@@ -50,7 +58,8 @@ def tune(run: Run, teacher: Teacher | Ensemble, base: str | Path | None) -> dict
     if (folder / TUNED).is_file():
         apply_tuned(teacher, folder / TUNED)
     else:
-        pairs = make_pairs(test.identities, run.config.seed, run.config.teacher.check_pairs)
+        how_many, folds = run.config.teacher.check_pairs, run.config.evaluate.folds
+        pairs = make_pairs(test.identities, run.config.seed, how_many, folds)
         fabric = create_fabric(run.config.device, folder=folder)
         with run.progress(f"fine-tune by {how.method}", how.steps) as advance, threads(cores()):
             finetune_teacher(

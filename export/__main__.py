@@ -12,7 +12,7 @@ from export.embed import embed_command
 from export.targets import FORMATS, PRECISIONS
 from export.vectors import vectors_command
 from export.verify import verify_command
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.errors import UserError
 
 
@@ -53,7 +53,7 @@ def main() -> None:
               help="GPUs that a tensorrt-rtx engine is built for, e.g. SM86,SM89.")  # fmt: skip
 @click.option("--uint8-input", is_flag=True, help="ONNX takes bytes, (N, p, p, 3), and divides them itself.")
 @click.option("--normalise", is_flag=True, help="Embeddings leave ONNX with length 1.")
-@click.option("--out", type=click.Path(path_type=Path), help="Another folder for the files. Default: the run's.")
+@click.option("--out", type=Output(folder=True), help="Another folder for the files. Default: the run's.")
 @click.option("--allow-parity-failure", is_flag=True, help="Keep files that miss their tolerance.")
 @run_cli
 def run(
@@ -73,20 +73,22 @@ def run(
     """Export the models of a run folder, prove each file on real faces, and print the table."""
     # Here, as `verify` and `embed` need no torch.
     from export.kit import Bench, read_kit
+    from export.merge import check_policy
     from export.stage import How, export_model
 
     if not (student or export_teacher):
         raise UserError("nothing to export: leave out --no-student, or give --export-teacher")
+    check_policy(alpha)
     how: dict[str, Any] = {
-        "formats": _list(formats),
-        "precisions": _list(precisions),
+        "formats": _list("--format", formats),
+        "precisions": _list("--precision", precisions),
         "allow_failure": allow_parity_failure,
         "uint8_input": uint8_input,
         "normalise": normalise,
         "batch": _batch(batch),
     }
     if capabilities is not None:
-        how["capabilities"] = _list(capabilities)
+        how["capabilities"] = _list("--capability", capabilities)
     bench = Bench(folder, read_kit(folder))
     console = Console(stderr=True)
     out = out or folder
@@ -155,13 +157,16 @@ def _print_price(alpha: Any) -> None:
         click.echo(told)
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _list(option: str, text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise UserError(f"{option} {text!r} names nothing: leave it out, or see --help")
+    return parts
 
 
 def _batch(text: str) -> tuple[int, int, int]:
-    parts = _list(text)
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    parts = _list("--batch", text)
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise UserError(f"--batch takes MIN,OPT,MAX such as 1,32,256, got {text!r}")
     least, usual, most = (int(part) for part in parts)
     if not 1 <= least <= usual <= most:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export import crops, runtimes
 from export.runtimes import Artifact
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.dataset import Progress as Advance
 from faces.errors import UserError
 from faces.files import whole
@@ -135,15 +135,13 @@ def _named(keys: list[str]) -> str:
 @click.command("embed")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
+@click.option("--out", type=Output(".npz"), required=True, help="The .npz file to write.")
 @click.option("--detector", default="dlib", show_default=True, help="dlib or yunet:FILE.")
 @click.option("--aligned", is_flag=True, help="The images are ArcFace crops already.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Faces embedded at once.")
 @run_cli
 def embed_command(artifact: Path, folder: Path, out: Path, detector: str, aligned: bool, batch: int) -> None:
     """Embed every image below FOLDER: `embeddings` (N, D) and `keys` (N,), the images' paths, in one .npz."""
-    if out.suffix != ".npz":
-        raise UserError(f"--out is written as .npz; give --out {out.with_suffix('.npz')}")
     opened = runtimes.load(artifact)
     total = len(find_images(folder))
     console = Console(stderr=True)

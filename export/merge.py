@@ -20,6 +20,17 @@ LOW_PX = 16
 """The calibration set holds each face at full size and at this many px."""
 
 
+def check_policy(policy: str) -> str:
+    """The policy; UserError where it is none of `POLICIES` and no number in [0, 1]."""
+    try:
+        known = policy in POLICIES or 0 <= float(policy) <= 1
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"alpha {policy!r}: give a number in [0, 1] or one of {', '.join(POLICIES)}")
+    return policy
+
+
 def choose_alpha(policy: str, teacher: Teacher, crops: NDArray[np.uint8]) -> Alpha:
     """The alpha that a policy means, by full-size calibration crops (N, p, p, 3), N >= 2; its price not yet measured.
 
@@ -27,16 +38,10 @@ def choose_alpha(policy: str, teacher: Teacher, crops: NDArray[np.uint8]) -> Alp
     the set with the higher and the lower quality; `mean`: of all; a number in [0, 1]: itself; `input`: alpha stays an
     input of the graph. UserError on anything else.
     """
-    if policy == "input":
+    if check_policy(policy) == "input":
         return Alpha(policy="input", value=None, input="alpha", source="each image's own", price=())
     if policy not in POLICIES:
-        try:
-            value = float(policy)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= 1:
-            raise UserError(f"--alpha {policy}: give a number in [0, 1] or one of {', '.join(POLICIES)}")
-        return Alpha(policy="value", value=value, input=None, source="given", price=())
+        return Alpha(policy="value", value=float(policy), input=None, source="given", price=())
     found = np.sort(np.concatenate([alphas(teacher, reduce(crops, px, teacher.input_px)) for px in (None, LOW_PX)]))
     # Alpha grows with quality: the upper half of the alphas belongs to the better half of the images.
     half = {"gallery": found[len(found) // 2 :], "probe": found[: len(found) // 2], "mean": found}[policy]

@@ -17,7 +17,7 @@ import numpy as np
 from export import crops, runtimes
 from export.runtimes import Artifact
 from faces import align
-from faces.cli import run_cli
+from faces.cli import Output, run_cli
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import orl
@@ -149,7 +149,7 @@ def _points(points: np.ndarray) -> list[list[float] | None]:
 
 @click.command("vectors")
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .json file to write.")
+@click.option("--out", type=Output(".json"), required=True, help="The .json file to write.")
 @click.option("--people", type=click.IntRange(2, 40), default=6, show_default=True, help="People; two faces of each.")
 @run_cli
 def vectors_command(artifacts: tuple[Path, ...], out: Path, people: int) -> None:
@@ -157,8 +157,6 @@ def vectors_command(artifacts: tuple[Path, ...], out: Path, people: int) -> None
 
     A port of cropping, alignment and comparison to another language is right where it gives the same.
     """
-    if out.suffix != ".json":
-        raise UserError(f"--out is written as .json; give --out {out.with_suffix('.json')}")
     value = vectors([runtimes.load(path) for path in artifacts], people)
     write_json(out, value)
     click.echo(f"{out}: {len(value['faces'])} faces, {len(value['artifacts'])} artifacts")

@@ -145,6 +145,8 @@ def _dlib_detector(longest: int = 800, border: int = 30) -> Detector:
 
     def detect(image: np.ndarray) -> np.ndarray | None:
         scale = min(1.0, longest / max(image.shape[:2]))
+        if min(image.shape[:2]) * scale < 1:
+            return None  # so thin that no pixel is left, which cv2.resize refuses
         small = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         # Tightly cropped faces, as ORL's, are often found only with a border around them.
         padded = cv2.copyMakeBorder(small, border, border, border, border, cv2.BORDER_REPLICATE)

@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +32,11 @@ def reduce(images: np.ndarray, px: int | None, size: int) -> np.ndarray:
     return resize(images if px is None else resize(images, px), size)
 
 
+# Held where a configuration holds a Degradation; the dataclass itself checks nothing.
+Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True)
 class Degradation:
     """Strength of the random versions D(I) of a face (bridge distillation, eq. 5 and section IV).
@@ -39,18 +46,18 @@ class Degradation:
     colour: one sigma of contrast, brightness and per-channel gain; jpeg_quality: lowest quality.
     """
 
-    rotation: float = 0.06
-    scale: float = 0.04
-    shift: float = 0.025
-    flip: float = 0.5
-    blur: float = 0.2
-    blur_sigma: float = 0.8
-    gain: float = 0.15
-    bias: float = 0.06
-    colour: float = 0.04
-    grey: float = 0.1
-    jpeg: float = 0.1
-    jpeg_quality: int = 50
+    rotation: Spread = 0.06
+    scale: Spread = 0.04
+    shift: Spread = 0.025
+    flip: Probability = 0.5
+    blur: Probability = 0.2
+    blur_sigma: Spread = 0.8
+    gain: Spread = 0.15
+    bias: Spread = 0.06
+    colour: Spread = 0.04
+    grey: Probability = 0.1
+    jpeg: Probability = 0.1
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 50
 
 
 def degrade(

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from faces.align import crop
-from faces.cli import run_cli
+from faces.cli import SEED, Output, run_cli
 from faces.cnniqa_fit import STEPS, fit_cnniqa
 from faces.dataset import concatenate
 from faces.errors import UserError
@@ -26,7 +26,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--data", "specs", multiple=True, required=True, help="Faces: orl, a folder or a .tar; repeat for more.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--out", type=Output(".safetensors"), required=True, help="The .safetensors file to write.")
 @click.option(
     "--metric", help="Fit only the map to [0, 1] of this metric: a pyiqa name, or a torch file of grey CNN-IQA weights."
 )
@@ -34,7 +34,7 @@ def main() -> None:
 @click.option("--lower-better/--higher-better", default=None, help="Which scores of a torch file are the good ones.")
 @click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Training steps.")
 @click.option("--seconds", type=click.FloatRange(1), help="Choose the steps by the clock instead.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--detector", default="dlib", show_default=True, help="For data without landmarks: dlib or yunet:FILE.")
 @click.option("--aligned", is_flag=True, help="The images are ArcFace crops already.")
 @run_cli
@@ -51,8 +51,6 @@ def fit(
     aligned: bool,
 ) -> None:
     """Fit a CNN-IQA to known degradations of faces (two CPU minutes), or the map of an existing metric."""
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out is written as .safetensors; give --out {out.with_suffix('.safetensors')}")
     console = Console(stderr=True)
     with _bar(console) as bar:
         reading = bar.add_task("faces read", total=None)

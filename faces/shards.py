@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from faces import align
-from faces.cli import run_cli
+from faces.cli import SEED, Output, run_cli
 from faces.dataset import CROP_PX, Faces, concatenate
 from faces.dataset import Progress as Advance
 from faces.errors import UserError
@@ -77,7 +77,8 @@ def pack(
 
 
 def check(folder: Path, progress: Advance | None = None) -> dict[str, Any]:
-    """Read every shard of `folder` again: {"shards", "faces", "identities", "unlabelled"}.
+    """Read every shard of `folder` again: {"shards", "faces", "identities", "unlabelled"}; whoever is shown
+    once counts as unlabelled, as in `faces.sources`.
 
     UserError: no shards, a shard that the plan beside them lacks or announces otherwise, an image that cannot be
     read, or a key that occurs twice.
@@ -92,7 +93,8 @@ def check(folder: Path, progress: Advance | None = None) -> dict[str, Any]:
         records = in_threads(lambda record: (record, decode(record.data) is None), shards.read(path))
         for record, broken in records:
             if broken:
-                raise UserError(f"{record.key} in {path} holds no readable image: delete the shard and pack it again")
+                problem = record.problem or "no readable image"
+                raise UserError(f"{record.key} in {path}: {problem}; delete the shard and pack it again")
             if record.key in keys:
                 raise UserError(f"{record.key} occurs twice in {path}: delete the shard and pack it again")
             keys.add(record.key)
@@ -106,12 +108,12 @@ def check(folder: Path, progress: Advance | None = None) -> dict[str, Any]:
             f"{len(wrong)} of {len(plan['shards'])} shards in {folder} are missing or not as planned, e.g. {wrong[0]}: "
             "run `make` again with the same settings"
         )
-    unlabelled = people.pop(None, 0)
+    known = {name: count for name, count in people.items() if name is not None and count > 1}
     return {
         "shards": len(paths),
         "faces": sum(counts.values()),
-        "identities": len(people),
-        "unlabelled": unlabelled,
+        "identities": len(known),
+        "unlabelled": sum(people.values()) - sum(known.values()),
     }
 
 
@@ -169,7 +171,7 @@ class _Encoder:
         assert done, "a crop is encodable"
         person = self.faces.identities[index]
         note = {
-            "identity": None if person < 0 else self.faces.names[person],
+            "identity": self.faces.names[person] if person >= 0 else self.faces.alone.get(index),
             "landmarks": [[None if np.isnan(v) else round(v, 4) for v in point] for point in points.tolist()],
             "key": self.faces.keys[index],
         }
@@ -206,7 +208,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--data", "specs", multiple=True, required=True, help="A source of faces; repeats.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--out", type=Output(folder=True), required=True, help="Folder of the shards.")
 @click.option("--size", type=click.IntRange(16, 1024), default=CROP_PX, help=f"Side in px; {CROP_PX} = no resampling.")
 @click.option("--per-shard", type=click.IntRange(1), default=5000, help="Faces a shard.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, help="Of JPEG and WebP.")
@@ -214,7 +216,7 @@ def main() -> None:
 @click.option("--colour", type=click.Choice(COLOURS), default="rgb", help="Channel order of the source's files.")
 @click.option("--detector", default="dlib", help="dlib or yunet:FILE, for images without landmarks.")
 @click.option("--aligned", is_flag=True, help="The images are ArcFace crops already.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Draws the order of the faces.")
+@click.option("--seed", type=SEED, default=0, help="Draws the order of the faces.")
 @run_cli
 def make(specs: tuple[str, ...], out: Path, colour: str, detector: str, aligned: bool, **settings: Any) -> None:
     """Check, align and pack faces. The same command continues where it was stopped."""

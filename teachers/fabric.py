@@ -20,7 +20,7 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 def check_device(device: str) -> tuple[str, str]:
     """cpu, cuda or cuda:N as (kind, number or nothing); UserError where it is another word or cannot be used here."""
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise UserError(f"unknown device {device!r}: give cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} cannot be used here: no CUDA device is available; leave it out for the CPU")

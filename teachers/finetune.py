@@ -15,8 +15,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from faces.cli import run_cli
-from faces.dataset import Faces, concatenate, split_identities
+from faces.cli import SEED, Output, run_cli
+from faces.dataset import Faces, check_strangers, concatenate, split_identities
 from faces.distributed import rank
 from faces.errors import UserError
 from faces.files import lock, whole
@@ -56,7 +56,7 @@ def finetune_teacher(
     base: what the teacher's weights came from, for whoever loads the file. The rest is as in `teachers.loop`.
     """
     if not teacher.trainable:
-        raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: use --method none")
+        raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: give another --teacher")
     kind = kind_of(how.method)
     if kind.needs_alpha:
         teacher.alpha = prepare_alpha(teacher, faces, how, seed, folder, fabric)
@@ -106,13 +106,13 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[int, str], 
 @click.option("--data", "specs", multiple=True, required=True, metavar="SPEC", help="Faces to learn from. Repeats.")
 @click.option("--val", metavar="SPEC", help="Other people to measure on. Default: a tenth of the people of --data.")
 @click.option("--pairs", metavar="CSV", help="Fixed pairs of --val (key_a,key_b,same,fold). Default: drawn.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; the same command continues in it.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--out", type=Output(folder=True), required=True, help="Folder; the same command continues in it.")
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--devices", type=click.IntRange(1), help="Processes here; torchrun's own count under torchrun.")
 @click.option("--strategy", default="auto", show_default=True, type=click.Choice(STRATEGIES), help="Over processes.")
 @click.option("--precision", default="32", show_default=True, type=click.Choice(list(PRECISIONS)))
-@click.option("--checks", default=4, show_default=True, type=click.IntRange(0), help="Times to measure accuracy.")
+@click.option("--checks", default=4, show_default=True, type=click.IntRange(0), help="Of the accuracy; 0: none.")
 @click.option("--lazy/--eager", default=False, help="Decode faces as they are needed: for sets beyond memory.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. lr=1e-4, steps=500, terms=hhh,lll.")
 @run_cli
@@ -142,16 +142,20 @@ def main(
         if rank() == 0:
             held.enter_context(lock(out))
         public = concatenate([open_faces(spec, lazy=lazy) for spec in specs])
-        if val is None:
+        check = None
+        if val is not None:
+            test = open_faces(val)
+            check_strangers(public, test)
+        elif checks:
             train, held_out = split_identities(public, 0.1, seed)
             public, test = public.subset(train), public.subset(held_out)
-        else:
-            test = open_faces(val)
-        chosen = read_pairs(Path(pairs), test.keys) if pairs else make_pairs(test.identities, seed, 500)
+        if checks:
+            chosen = make_pairs(test.identities, seed, 500) if pairs is None else read_pairs(Path(pairs), test.keys)
+            check = resolution_check(test, chosen)
         advance = held.enter_context(progress_bar(console, how.steps))
         curve = finetune_teacher(
             teacher, public, how, seed, out, fabric, base=weights, progress=advance,
-            check=resolution_check(test, chosen) if checks else None, checks=checks,
+            check=check, checks=checks,
         )  # fmt: skip
     if rank() == 0:
         _tell(console, curve, out)
@@ -161,22 +165,19 @@ def main(
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` strings: numbers, true, false, none, lists with commas; anything else is a word."""
+    """`key=value` strings: numbers, and words that `finetune_settings` reads: true, none, lists with commas."""
     found: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not text:
             raise UserError(f"--set takes key=value, got {setting!r}")
-        values = [_value(one) for one in text.split(",")]
-        many = key.strip() in ("sizes", "terms", "low_px")
-        found[key.strip()] = tuple(values) if many else text if len(values) > 1 else values[0]
+        if key == "method":
+            raise UserError("the method is chosen with --method, not with --set")
+        found[key] = _value(text)
     return found
 
 
 def _value(text: str) -> Any:
-    text = text.strip()
-    if text in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None if text == "none" else text}[text]
     for kind in (int, float):
         try:
             return kind(text)

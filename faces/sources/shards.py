@@ -19,9 +19,10 @@ _MOST_BYTES = 1 << 28
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Records of one shard in file order; files that are neither image nor JSON are left out.
+    """Records of one shard in file order; files that are neither image nor JSON are left out. A malformed note, and
+    one without its face, is a record with a problem.
 
-    UserError where the file is no readable tar, ends before its end mark, or a JSON is malformed.
+    UserError where the file is no readable tar, ends before its end mark, or keeps the notes apart from the faces.
     """
     try:
         with tarfile.open(path) as archive:
@@ -36,6 +37,24 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
+    together, lone = False, (set[str](), set[str]())
+    for key, parts, places in _samples(path, archive):
+        suffix = next((suffix for suffix in parts if suffix in SUFFIXES), "")
+        if suffix and ".json" in parts:
+            together = True
+        elif not together:
+            own, other = lone if suffix else lone[::-1]
+            own.add(key)
+            if key in other:
+                raise UserError(
+                    f"{path}: {key}.json is not beside its face: in a webdataset shard a face and its note are "
+                    "adjacent; pack it again in the order of the names"
+                )
+        yield _record(path, key, suffix, parts, places)
+
+
+def _samples(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes], dict[str, Place]]]:
+    """Key, files and places by suffix, of members that follow each other and have the key."""
     name, parts, places = "", dict[str, bytes](), dict[str, Place]()
     # A compressed archive has no place at which an image could be read again.
     plain = archive.fileobj if isinstance(archive.fileobj, io.BufferedReader) else None
@@ -48,7 +67,7 @@ def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
         if member.size > _MOST_BYTES:
             raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
         if key != name and parts:
-            yield _record(path, name, parts, places)
+            yield name, parts, places
             parts, places = {}, {}
         file = archive.extractfile(member)
         assert file is not None, "a regular member always has a file"
@@ -56,22 +75,25 @@ def _records(path: Path, archive: tarfile.TarFile) -> Iterator[Record]:
         if known is not None and not member.issparse():
             places[suffix] = Place(path, known, member.offset_data, member.size)
     if parts:
-        yield _record(path, name, parts, places)
+        yield name, parts, places
 
 
-def _record(path: Path, key: str, parts: dict[str, bytes], places: dict[str, Place]) -> Record:
-    suffix = next((suffix for suffix in parts if suffix in SUFFIXES), "")
+def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: dict[str, Place]) -> Record:
+    """The record of a sample whose image is `suffix`, "" where it has none."""
+    name = f"{path.stem}/{key}"
+    if not suffix:
+        return Record(name, b"", None, problem="note without its face beside it")
     try:
         note = json.loads(parts.get(".json", b"{}"))
         identity, points = note.get("identity"), note.get("landmarks")
         if not isinstance(identity, str | int | None):
             raise TypeError(f"its identity is {identity!r}")
         landmarks = None if points is None else np.asarray(points, dtype=np.float64).reshape(5, 2)
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
-        raise UserError(f"{path}: {key}.json is not a face's note ({problem})") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Record(name, b"", None, problem="malformed note")
     return Record(
-        f"{path.stem}/{key}",
-        parts.get(suffix, b""),
+        name,
+        parts[suffix],
         None if identity is None else str(identity),
         landmarks,
         place=places.get(suffix),

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from faces.errors import UserError
 from teachers import lora
 from teachers.methods.full import Full
 from teachers.settings import Finetune
@@ -33,9 +34,13 @@ class Lora(Petalface):
 
 
 def attach(backbone: "Backbone", how: Finetune, twins: bool) -> list[str]:
-    """Adapters where the settings, or else the backbone, say; `twins=False` gives all of them one branch."""
+    """Adapters where the settings, or else the backbone, say; `twins=False` gives all of them one branch. UserError
+    where no layer can have one."""
     targets = lora.targets_for(backbone)
     twin, single = how.twin or targets["twin"], how.single or targets["single"]
     if not twins:
         twin, single = "^$", f"({twin})|({single})"
-    return lora.attach(backbone, how.rank, twin, single, scale=how.lora_scale, dropout=how.dropout)
+    try:
+        return lora.attach(backbone, how.rank, twin, single, scale=how.lora_scale, dropout=how.dropout)
+    except ValueError as problem:
+        raise UserError(f"{problem}: choose other layers with the settings twin and single") from None

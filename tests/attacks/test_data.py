@@ -35,6 +35,11 @@ def _shard(path, files):
     return path
 
 
+def _members(path):
+    with tarfile.open(path) as archive:
+        return [(member.name, archive.extractfile(member).read()) for member in archive]
+
+
 @pytest.fixture
 def good(tmp_path):
     files = []
@@ -100,25 +105,38 @@ def test_what_is_no_tar_is_refused(tmp_path, data):
         b'{"identity": ["a"]}',
         b'{"identity": {"a": 1}}',
         b'{"identity": 1.5}',
+        b'{"identity": 5.0}',
         b'{"landmarks": [[1, 2]]}',
         b'{"landmarks": "text"}',
         b'{"landmarks": [["a", "b"], [1, 2], [1, 2], [1, 2], [1, 2]]}',
         b'{"landmarks": [[1' + b"0" * 400 + b", 2], [1, 2], [1, 2], [1, 2], [1, 2]]}",
     ],
 )
-def test_malformed_notes_name_their_file(tmp_path, note):
-    shard = _shard(tmp_path / "s.tar", [("a/b.png", _png()), ("a/b.json", note)])
-    with pytest.raises(UserError, match=r"s\.tar: a/b\.json is not a face's note"):
-        open_faces(str(shard))
+def test_a_malformed_note_is_counted_and_the_others_are_read(tmp_path, good, note):
+    bad = [("bad.png", _png(9)), ("bad.json", note)]
+    faces = open_faces(str(_shard(tmp_path / "s.tar", [*bad, *_members(good)])))
+    assert len(faces) == 4
+    assert faces.integrity.skipped == {"malformed note": 1}
+
+
+def test_a_note_without_its_face_is_counted(tmp_path, good):
+    faces = open_faces(str(_shard(tmp_path / "s.tar", [("set.json", b"[]"), *_members(good), ("0.json", b"{}")])))
+    assert len(faces) == 4
+    assert faces.integrity.skipped == {"note without its face beside it": 2}
+
+
+@pytest.mark.parametrize("first", [".png", ".json"])
+def test_a_shard_that_keeps_notes_and_faces_apart_is_refused(tmp_path, good, first):
+    files = sorted(_members(good), key=lambda file: not file[0].endswith(first))
+    with pytest.raises(UserError, match=r"s\.tar: 0\.json is not beside its face: .* are adjacent"):
+        open_faces(str(_shard(tmp_path / "s.tar", files)), aligned=True)
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e308", "null"])
 def test_landmarks_that_are_no_place_are_counted(tmp_path, good, value):
     points = ", ".join([f"[{value}, {value}]"] * 5)
     note = f'{{"identity": "p", "landmarks": [{points}]}}'.encode()
-    files = [("bad.png", _png(9)), ("bad.json", note)]
-    with tarfile.open(good) as archive:
-        files += [(member.name, archive.extractfile(member).read()) for member in archive]
+    files = [("bad.png", _png(9)), ("bad.json", note), *_members(good)]
     faces = open_faces(str(_shard(tmp_path / "s.tar", files)))
     assert len(faces) == 4
     assert faces.integrity.skipped == {"landmarks without two eyes in the image": 1}
@@ -138,8 +156,7 @@ def test_a_sparse_member_that_claims_terabytes_is_refused(tmp_path):
 
 
 def test_links_and_devices_in_a_shard_are_left_out(tmp_path, good):
-    with tarfile.open(good) as archive:
-        files = [(member.name, archive.extractfile(member).read()) for member in archive]
+    files = _members(good)
     path = tmp_path / "links.tar"
     with tarfile.open(path, "w") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):

@@ -77,7 +77,8 @@ def test_unknown_names(out):
 
 
 def test_click_refuses_what_it_knows_itself(out):
-    for arguments in (["--preset", "fast"], ["--seed", "-1"], ["--seed", "x"], ["--no-such-option"], ["stray"]):
+    seeds = [["--seed", "-1"], ["--seed", str(2**32)], ["--seed", "x"]]
+    for arguments in (["--preset", "fast"], *seeds, ["--no-such-option"], ["stray"]):
         done = run("--teacher", "dlib_resnet", "--out", out, *arguments)
         assert (done.exit_code, done.stdout) == (2, "")
         assert done.stderr.startswith("Usage: ")
@@ -103,6 +104,11 @@ def test_click_refuses_what_it_knows_itself(out):
         (["--teacher-weights", "/nowhere.pt"], ["/nowhere.pt"]),
         (["--student-weights", "/nowhere.safetensors"], ["/nowhere.safetensors"]),
         (["--teacher-weights", "hub"], ["dlib_resnet"]),
+        (["--data", "~nosuchuser/x"], ["no face data at '~nosuchuser/x'"]),
+        (["--data", ""], ["data.public is empty"]),
+        (["--val", ""], ["data.val is empty"]),
+        (["--teacher-weights", ""], ["teacher.weights is empty"]),
+        (["--teacher", ""], ["teacher.name is empty"]),
     ],
 )
 def test_wrong_settings_and_missing_files(out, arguments, words):

@@ -93,7 +93,12 @@ def test_a_row_with_unlabelled_faces_waits_for_them_and_takes_anybody_as_nobody(
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"), [("--device", "gpu7", "unknown device"), ("--val", None, "two of")]
+    ("option", "value", "said"),
+    [
+        ("--device", "gpu7", "unknown device"),
+        ("--val", None, "two of"),
+        ("--row", "nune", "no row is named 'nune'. Rows: "),
+    ],
 )
 def test_mistakes_are_told_before_a_row_is_run(data, detector, tmp_path, option, value, said):
     folder, pairs = data

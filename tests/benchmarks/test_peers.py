@@ -52,6 +52,16 @@ def test_any_onnx_file_is_a_peer_and_a_missing_one_a_row(tiny_files, tmp_path, m
     assert (tmp_path / "p.svg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(["--json", f"{__file__}/a.json"], "choose another --json"), (["--plot", "a.xyz"], "written as .svg or .png")],
+)
+def test_a_bad_output_is_told_before_anything_is_timed(monkeypatch, option, said):
+    monkeypatch.setattr(peers, "open_faces", None)
+    done = CliRunner().invoke(peers.main, option)
+    assert (done.exit_code, said in done.stderr) == (2, True)
+
+
 def test_the_frontier_by_hand():
     rows = [{"n": n, "x": x, "y": y} for n, x, y in (("a", 1, 9), ("b", 5, 7), ("c", 4, 7), ("d", 9, 2), ("e", 3, 5))]
     assert [row["n"] for row in plots.frontier(rows, "x", "y")] == ["a", "b", "d"]

@@ -130,6 +130,11 @@ def test_cli_prints_a_table_and_no_noise(written):
         (["--student", "tiny15"], "unknown student 'tiny15'; did you mean tiny16?"),
         (["--artifact", "no.onnx"], "no.onnx: no such file"),
         (["--student", "tiny16", "--device", "cuda"], "use --device cpu"),
+        (["--student", "tiny16", "--json", f"{__file__}/a.json"], "choose another --json"),
+        (["--student", "tiny16", "--markdown", f"{__file__}/a.md"], "choose another --markdown"),
+        (["--student", "tiny16", "--plot", "a.xyz"], "--plot is written as .svg or .png"),
+        (["train", "--json", f"{__file__}/a.json"], "choose another --json"),
+        (["scale", "--json", f"{__file__}/a.json"], "choose another --json"),
     ],
 )
 def test_cli_tells_a_mistake_in_one_line(arguments, message):

@@ -72,6 +72,18 @@ def test_presets_are_not_changed_by_what_is_merged_into_them():
         ("data.pairs=a=b.csv", lambda c: c.data.pairs == "a=b.csv"),
         ("distill.degradation.jpeg=0.5", lambda c: c.distill.degradation.jpeg == 0.5),
         ('data.public=["orl", "faces"]', lambda c: c.data.public == ("orl", "faces")),
+        ("data.public=orl", lambda c: c.data.public == ("orl",)),
+        ("export.formats=onnx, tflite", lambda c: c.export.formats == ("onnx", "tflite")),
+        ("distill.sizes=16", lambda c: c.distill.sizes == (16,)),
+        ("distill.sizes=16,32", lambda c: c.distill.sizes == (16, 32)),
+        ("distill.sizes=none", lambda c: c.distill.sizes == ()),
+        ("teacher.finetune.terms=hhh,lll", lambda c: c.teacher.finetune.terms == ("hhh", "lll")),
+        ("teacher.finetune.gate=none", lambda c: c.teacher.finetune.gate is None),
+        ("teacher.finetune.contrastive=none", lambda c: c.teacher.finetune.contrastive == "none"),
+        ("distill.weights=none", lambda c: c.distill.weights is None),
+        ("export.alpha=0.3", lambda c: c.export.alpha == "0.3"),
+        ("export.alpha=input", lambda c: c.export.alpha == "input"),
+        ("seed=4294967295", lambda c: c.seed == 2**32 - 1),
     ],
 )
 def test_a_setting_is_read_as_what_it_is(setting, read):
@@ -147,8 +159,30 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path, text):
         "distill.degradation=7",
         "distill.degradation.jpeg=high",
         "data.test_share=1",
+        "distill.degradation.jpeg=1.1",
+        "distill.degradation.flip=-0.1",
+        "distill.degradation.jpeg_quality=0",
+        "distill.degradation.jpeg_quality=101",
+        "distill.degradation.rotation=-1",
+        "distill.degradation.blur_sigma=inf",
+        "distill.lr=true",
+        "distill.samples=true",
+        "distill.degradation.jpeg=true",
+        "distill.sizes=17",
         "data.public=[]",
-        "data.public=orl",
+        "data.public=",
+        'data.public=["orl", ""]',
+        "data.val=",
+        "teacher.weights=",
+        "teacher.name=5",
+        "teacher.finetune.method=[1]",
+        "teacher.finetune.terms=hhh,abc",
+        "teacher.finetune.twin=[",
+        "teacher.finetune.unlabelled=1",
+        "export.alpha=best",
+        "export.alpha=1.5",
+        "seed=4294967296",
+        "x=" + "[" * 100_000,
         "data.aligned=maybe",
         "teacher.views=1",
         "teacher.finetune.method=lore",
@@ -176,12 +210,20 @@ def test_a_wrong_value_is_the_users_mistake(setting):
     assert str(problem.value)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_that_do_not_go_together_are_refused(preset):
+    with pytest.raises(UserError, match="unlabelled: octuplet alone"):
+        load("teacher.finetune.unlabelled=1", preset=preset, options={"teacher.finetune.method": "full"})
+    with pytest.raises(UserError, match="should be a valid string"):  # a method by the name's sound needs a name
+        load("teacher.name=[1]", preset=preset)
+
+
 def test_a_wrong_value_is_told_with_its_key_and_value():
     with pytest.raises(UserError, match=r"distill\.samples = 0: .*greater than or equal to 1"):
         load("distill.samples=0")
 
 
-@pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe", b"a = 1\na = 2"])
+@pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe", b"a = 1\na = 2", b"x = " + b"[" * 100_000])
 def test_a_broken_file_is_the_users_mistake(tmp_path, content):
     file = tmp_path / "broken.toml"
     file.write_bytes(content)

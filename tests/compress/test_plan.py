@@ -6,6 +6,8 @@ from compress import plan
 from compress.config import load_config
 from compress.pipeline import STAGES
 from faces.errors import UserError
+from teachers.ensemble import Ensemble
+from teachers.registry import create_teacher
 
 
 def names(wanted):
@@ -44,6 +46,16 @@ def test_a_good_configuration_passes():
 def test_what_can_be_known_to_be_wrong_is_said_before_any_work(setting, words):
     with pytest.raises(UserError, match=words):
         plan.check(load_config("quick", None, {}, [setting]))
+
+
+@pytest.mark.parametrize(("ensemble", "words"), [(True, "each member"), (False, "is frozen")])
+def test_a_teacher_that_cannot_be_fine_tuned_is_refused_before_any_work(monkeypatch, ensemble, words):
+    teacher = create_teacher("dlib_resnet")
+    teacher.trainable = False
+    monkeypatch.setattr(plan, "create_teacher", lambda *_: Ensemble([teacher]) if ensemble else teacher)
+    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []))
+    with pytest.raises(UserError, match=words):
+        plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet", "teacher.finetune.method": "full"}, []))
 
 
 def test_expected_times_grow_with_the_work():

@@ -18,6 +18,7 @@ from faces.sources import orl
 from faces.sources.record import decode
 from teachers.finetune import main, parse_settings
 from teachers.registry import create_teacher
+from teachers.settings import finetune_settings
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["steps=4", "batch=8", "optimiser=sgd", "lr=1e-3"]
@@ -68,8 +69,19 @@ def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
         (["--set", "terms=abc"], "terms"),
         (["--set", "steps"], "key=value"),
         (["--set", "stepz=3"], "known:"),
+        (["--set", "steps="], "key=value"),
+        (["--set", "method=full"], "--method"),
+        (["--set", "twin=["], "no regular expression"),
+        (["--method", "lora", "--set", "twin=nothing", "--set", "single=nothing"], "no layer matches"),
+        (["--seed", str(2**32)], "--seed"),
+        (["--val", ""], "no face data"),
+        (["--data", ""], "no face data"),
+        (["--data", "~nosuchuser/x"], "no face data"),
+        (["--pairs", ""], "pairs"),
+        (["--teacher-weights", ""], "no weights file"),
         (["--set", "batch=400"], "lower the batch"),
         (["--device", "cuda:9"], "cuda:9"),
+        (["--device", "cuda:²"], "unknown device"),
         (["--strategy", "fsdp"], "fsdp shards over GPUs"),
         (["--teacher-weights", "/nowhere.safetensors"], "no weights file"),
     ],
@@ -81,11 +93,27 @@ def test_a_users_mistake_is_one_line(people, tmp_path, more, words):
     assert "Traceback" not in done.stderr
 
 
+def test_without_checks_nobody_is_held_out(tmp_path):
+    few = tmp_path / "few"  # too few to hold one out and to draw pairs
+    for record in orl.read():
+        person, shot = record.key.split("/")[1:]
+        if int(person[1:]) <= 4 and int(shot) <= 3:
+            (few / person).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(few / person / f"{shot}.png"), decode(record.data))
+    done = CliRunner().invoke(main, arguments(few, tmp_path / "out", "octuplet", "--checks", "0"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert (tmp_path / "out/teacher.safetensors").is_file()
+
+
 def test_settings_from_words():
-    found = parse_settings(("lr=1e-4", "steps=5", "partition=false", "gate=none", "sizes=7,14", "head=arcface"))
-    assert found == {
-        "lr": 1e-4, "steps": 5, "partition": False, "gate": None, "sizes": (7, 14), "head": "arcface"
+    words = ("lr=1e-4", "steps=1e3", "partition=false", "gate=none", "sizes= 7,14", "terms=hhh", "head=arcface",
+             "contrastive=none", "twin=none")  # fmt: skip
+    found = finetune_settings("qgface", **parse_settings(words))
+    expected = {
+        "lr": 1e-4, "steps": 1000, "partition": False, "gate": None, "sizes": (7, 14), "terms": ("hhh",),
+        "head": "arcface", "contrastive": "none", "twin": None,
     }  # fmt: skip
+    assert found == finetune_settings("qgface", **expected)
 
 
 @pytest.mark.slow

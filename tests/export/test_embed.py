@@ -97,6 +97,8 @@ def test_folders_without_faces(exported, photos, tmp_path):
 def test_wrong_options(exported, photos, tmp_path):
     done = _run(exported / "student.onnx", photos, "--out", tmp_path / "e.csv")
     assert (done.exit_code, done.output) == (2, f"error: --out is written as .npz; give --out {tmp_path / 'e.npz'}\n")
+    done = _run(exported / "student.onnx", photos, "--out", photos / "a.pgm" / "e.npz")
+    assert (done.exit_code, "a.pgm is a file: choose another --out" in done.output) == (2, True)
     done = _run(tmp_path / "none.onnx", photos, "--out", tmp_path / "e.npz")
     assert done.exit_code == 2
     assert "none.onnx: no such file" in done.output

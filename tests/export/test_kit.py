@@ -125,6 +125,11 @@ def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--batch", "3,2,1"], "--batch 3,2,1: it must rise"),
         (["--batch", "many"], "--batch takes MIN,OPT,MAX"),
+        (["--batch", "²,³,³"], "--batch takes MIN,OPT,MAX"),
+        (["--format", ""], "--format '' names nothing"),
+        (["--precision", ","], "--precision ',' names nothing"),
+        (["--export-teacher", "--alpha", "best"], "alpha 'best': give a number in [0, 1]"),
+        (["--out", f"{__file__}/new"], "is a file: choose another --out"),
         (["--no-student"], "nothing to export"),
     ],
 )

@@ -98,7 +98,7 @@ def test_alphas_of_the_policies(teacher, crops):
         assert "12 training faces" in alpha.source
     assert merge.choose_alpha("0.25", teacher, crops).value == 0.25
     assert merge.choose_alpha("input", teacher, crops).value is None
-    for wrong in ("1.5", "-1", "nan", "best"):
+    for wrong in ("1.5", "-1", "nan", "best", ""):
         with pytest.raises(UserError, match=r"number in \[0, 1\] or one of gallery, probe, mean, input"):
             merge.choose_alpha(wrong, teacher, crops)
 

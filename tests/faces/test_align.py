@@ -184,6 +184,8 @@ def test_dlib_gives_eyes_and_nose_and_finds_nothing_in_noise():
     assert landmark_file().is_file()
     detector = create_detector("dlib")
     assert detector(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)) is None
+    for shape in ((2, 4000, 3), (4000, 1, 3)):  # whose short side would be scaled to no pixel
+        assert detector(np.zeros(shape, dtype=np.uint8)) is None
 
 
 def test_yunet_and_dlib_agree(orl, shared):

@@ -1,10 +1,12 @@
+import os
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from faces.cli import run_cli, table_console
+from faces.cli import Output, run_cli, table_console
 from faces.errors import UserError
 
 
@@ -52,6 +54,54 @@ def test_our_own_mistakes_keep_their_traceback(problem):
     done, _ = _invoke(problem)
     assert done.exit_code == 1
     assert done.exception is problem
+
+
+@pytest.mark.parametrize(
+    ("type_", "given", "said"),
+    [
+        (Output(), "", "--out is empty"),
+        (Output(folder=True), "", "--out is empty"),
+        (Output(), "file/new/a.json", "as file is a file"),
+        (Output(folder=True), "file", "as file is a file"),
+        (Output(folder=True), "file/new", "as file is a file"),
+        (Output(), "folder", "--out folder is a folder"),
+        (Output(".svg", ".png"), "a.xyz", "--out is written as .svg or .png; give --out a.svg"),
+        pytest.param(Output(), "closed/a", "no permission in closed",
+                     marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")),
+    ],
+)  # fmt: skip
+def test_a_bad_output_is_told_before_the_work(tmp_path, monkeypatch, type_, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "closed").mkdir(mode=0o500)
+    done = CliRunner().invoke(_writer(type_), ["--out", given])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("type_", "given"),
+    [(Output(".json"), "new/deep/a.json"), (Output(), "file"), (Output(folder=True), "folder"),
+     (Output(folder=True), "new")],
+)  # fmt: skip
+def test_a_good_output_is_taken_as_it_is(tmp_path, monkeypatch, type_, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    done = CliRunner().invoke(_writer(type_), ["--out", given])
+    assert (done.exit_code, done.stdout) == (0, f"{Path(given)!r}\n")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _writer(type_):
+    @click.command()
+    @click.option("--out", type=type_)
+    def command(out):
+        click.echo(repr(out))
+
+    return command
 
 
 def test_a_pipe_is_wide_and_a_terminal_as_wide_as_it_is(monkeypatch):

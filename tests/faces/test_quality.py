@@ -359,7 +359,9 @@ def test_the_command_scores_images_best_first(sharpness, network, crops, tmp_pat
     )  # fmt: skip
 
 
-def test_the_command_refuses_another_kind_of_file():
+def test_the_command_refuses_another_kind_of_file_and_a_place_where_none_can_be():
+    done = CliRunner().invoke(main, ["fit", "--data", "orl", "--out", f"{__file__}/q.safetensors"])
+    assert (done.exit_code, "is a file: choose another --out" in done.stderr) == (2, True)
     done = CliRunner().invoke(main, ["fit", "--data", "orl", "--out", "q.pt"])
     assert (done.exit_code, done.stderr) == (2, "error: --out is written as .safetensors; give --out q.safetensors\n")
 

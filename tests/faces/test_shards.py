@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ def _run(*arguments):
 
 @pytest.mark.parametrize(("suffix", "worst"), [("png", 0), ("jpg", 2.5), ("webp", 2.5)])
 def test_packed_faces_are_read_back(tmp_path, noise_faces, suffix, worst):
-    faces = noise_faces([0, 0, 1, 1, -1, 2, 2, -1])
+    faces = replace(noise_faces([0, 0, 1, 1, -1, 2, 2, -1]), alone={7: "cy"})
     faces.images[:] = np.stack([cv2.GaussianBlur(image, (0, 0), 6) for image in faces.images])
     faces.landmarks[2, 3:] = np.nan
     paths = shards.pack(faces, tmp_path / "out", per_shard=3, suffix=suffix)
@@ -53,6 +54,7 @@ def test_packed_faces_are_read_back(tmp_path, noise_faces, suffix, worst):
     np.testing.assert_allclose(again.landmarks, faces.landmarks[order], atol=1e-4)
     names = [None if i < 0 else faces.names[i] for i in faces.identities]
     assert [None if i < 0 else again.names[i] for i in again.identities] == [names[i] for i in order]
+    assert again.alone == {order.index(7): "cy"}
     assert shards.check(tmp_path / "out") == {"shards": 3, "faces": 8, "identities": 3, "unlabelled": 2}
 
 
@@ -205,6 +207,8 @@ def test_bgr_sources_are_told_and_turned(tmp_path):
         (("make", "--data", "none such", "--out", "x"), "no face data at 'none such': give `orl`"),
         (("make", "--data", "orl", "--out", "x", "--format", "gif"), "Invalid value for '--format'"),
         (("make", "--data", "orl", "--out", "x", "--size", "4"), "Invalid value for '--size'"),
+        (("make", "--data", "orl", "--out", "x", "--seed", str(2**32)), "Invalid value for '--seed'"),
+        (("make", "--data", "orl", "--out", __file__), "is a file: choose another --out"),
         (("make", "--out", "x"), "Missing option '--data'"),
         (("check", "none such"), "no .tar shard in none such"),
     ],
@@ -232,7 +236,7 @@ def test_check_finds_damage(tmp_path, noise_faces, damage):
         (tmp_path / "shards.json").write_text('{"shards": [1]}')
     said = {
         "cut": "cannot be read as a tar shard",
-        "image": "holds no readable image",
+        "image": "no readable image",
         "gone": "1 of 2 shards in .* missing or not as planned, e.g. faces-00000.tar",
         "plan": "is no plan of shards",
     }
