@@ -14,6 +14,7 @@ from export.vectors import vectors_command
 from export.verify import verify_command
 from faces.cli import Output, run_cli, table_console
 from faces.errors import UserError
+from faces.files import lock
 
 
 class _RunFirst(click.Group):
@@ -94,7 +95,7 @@ def run(
     out = out or folder
     out.mkdir(parents=True, exist_ok=True)
     rows, misses = [], []
-    with console.status("") as status:
+    with lock(out), console.status("") as status:
         for wanted, make, tolerant in (
             (student, bench.student, False),
             (export_teacher, lambda: bench.teacher(alpha), True),

@@ -31,6 +31,15 @@ def has_gpu() -> bool:
     return driver() is not None
 
 
+def cannot_run(engine: Engine) -> str | None:
+    """Why the engine cannot run on this machine; None where a GPU is here that it was built for."""
+    library = driver()
+    if library is None:
+        return "no NVIDIA GPU here"
+    gpu = capability(library)
+    return None if gpu in engine.targets else f"the GPU here is {gpu}, it is for {', '.join(engine.targets)}"
+
+
 class EngineRunner:
     """An engine on the first GPU, through torch's CUDA tensors. Not for several threads at once."""
 

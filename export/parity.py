@@ -21,6 +21,7 @@ WANTED_FACES = 256
 # Batches that a user will run, none of them a divisor of the next: a graph with a batch size baked in fails
 # here. The rest goes through in batches of up to 256.
 _BATCHES = (1, 3)
+_LARGEST = 256
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,22 @@ class Trial:
 
 
 def run(artifact: Artifact, images: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
-    """Embeddings (N, D) of all images, in batches of 1, 3 and up to 256."""
-    cuts = np.cumsum(_BATCHES)
+    """Embeddings (N, D) of all images, in batches of 1, 3 and up to 256, those that the file takes."""
+    engine = artifact.sidecar.engine
+    least, _, most = (1, 1, _LARGEST) if engine is None else engine.profile
+    cuts = np.cumsum([size for size in _BATCHES if least <= size <= most])
     cuts = cuts[cuts < len(images)]
     alphas = np.split(alpha, cuts) if alpha is not None else [None] * (len(cuts) + 1)
     parts = zip(np.split(images, cuts), alphas, strict=True)
-    return np.concatenate([artifact.embed(part, 256, some) for part, some in parts])
+    return np.concatenate([artifact.embed(part, min(most, _LARGEST), some) for part, some in parts])
 
 
-def judge(found: np.ndarray, reference: np.ndarray, precision: str) -> Parity:
+def judge(found: np.ndarray, reference: np.ndarray, precision: str, metric: str = "cosine") -> Parity:
     """The verdict on two (N, D) arrays of embeddings of the same faces, N >= 1: the artifact's and the model's.
 
-    Passed = the least cosine reaches the tolerance of the precision; `reason` gives both, and says where fewer than
-    256 faces were at hand. Raises ValueError on arrays that do not belong together.
+    Passed = the least cosine reaches the tolerance of the precision; where faces are compared by `euclidean` distance,
+    1 - |a - b|^2 / 2|b|^2 too, which is the cosine of vectors of one length. `reason` gives what was compared, and
+    says where fewer than 256 faces were at hand. Raises ValueError on arrays that do not belong together.
     """
     if found.shape != reference.shape or not len(found):
         raise ValueError(f"embeddings of shape {found.shape}, reference {reference.shape}")
@@ -65,10 +69,15 @@ def judge(found: np.ndarray, reference: np.ndarray, precision: str) -> Parity:
     if not usable.all():
         reason = f"{faces - usable.sum()} of {faces} embeddings are zero or not finite{few}"
         return Parity(max_abs=None, cosine_min=None, faces=faces, passed=False, reason=reason)
-    cosine = float(((a * b).sum(1) / length).min())
-    passed = cosine >= tolerance
+    cosine = least = float(((a * b).sum(1) / length).min())
+    word = "least cosine"
+    if metric == "euclidean":
+        near = float((1 - np.square(a - b).sum(1) / (2 * np.square(b).sum(1))).min())
+        if near < tolerance <= cosine:
+            least, word = near, f"least cosine {cosine:.7f}, but of other lengths: least 1 - |a - b|^2 / 2|b|^2"
+    passed = least >= tolerance
     # Seven digits, as fp32 artifacts differ from their model in the sixth to eighth.
-    reason = f"least cosine {cosine:.7f}, {'at least' if passed else 'below'} {tolerance} ({precision}){few}"
+    reason = f"{word} {least:.7f}, {'at least' if passed else 'below'} {tolerance} ({precision}){few}"
     return Parity(max_abs=float(np.abs(a - b).max()), cosine_min=cosine, faces=faces, passed=passed, reason=reason)
 
 

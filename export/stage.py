@@ -17,13 +17,14 @@ from torch import nn
 from export import parity
 from export import sidecar as sidecars
 from export.crops import RESAMPLING
+from export.engines import cannot_run
 from export.onnx import OPSET, export_onnx
 from export.parity import Trial
 from export.quantize import quantize_onnx
 from export.runtimes import Artifact
 from export.sidecar import Calibration, Card, Crop, Engine, Input, Parity, Sidecar
 from export.targets import CPU, ENGINES, TENSORRT, Rounding, Target, targets
-from export.tensorrt import CAPABILITIES, build_engine, has_gpu, trtexec_line
+from export.tensorrt import CAPABILITIES, build_engine, trtexec_line
 from export.tflite import Quantisation, export_tflite
 from export.tracing import ALPHA_NAME, INPUT_NAME, OUTPUT_NAME, at_rest
 from faces.align import TEMPLATES
@@ -170,8 +171,8 @@ class _Export:
                 model = self.subject.aware(target.rounding(unsigned))
             pending = self._written(target, candidate, model, trained, unsigned)
             seconds += time.monotonic() - began
-            if target.source is not None and not has_gpu():
-                return candidate, self._not_run(pending, target), seconds
+            if pending.engine is not None and (why := cannot_run(pending.engine)):
+                return candidate, self._not_run(pending, target, why), seconds
             verdict, thresholds = self._compared(candidate, pending, target)
             excess = parity.excess(verdict, target.precision)
             if proved is None or verdict.passed or excess < least:
@@ -250,22 +251,22 @@ class _Export:
     def _compared(self, candidate: Path, pending: Sidecar, target: Target) -> tuple[Parity, dict]:
         trial, reference = self.subject.trial, self.reference
         found = parity.run(Artifact(candidate, pending), trial.images, self.subject.alpha)
-        verdict = parity.judge(found, reference, target.precision)
+        metric = self.subject.card.metric
+        verdict = parity.judge(found, reference, target.precision, metric)
         known = trial.identities >= 0
         if verdict.cosine_min is None or not known.any():
             return verdict, {}
-        metric = self.subject.card.metric
         # fp32 differs from the model by rounding alone; the others have scores, and so thresholds, of their own.
-        scored = reference[known] if target.precision == "fp32" else found[known]
+        scored = (reference if target.precision == "fp32" and verdict.passed else found)[known]
         roc = Roc.of(scored, scored, trial.identities[known], metric)
         thresholds = sidecars.thresholds(roc, trial.protocol, trial.data)
         return parity.with_accuracy(verdict, found, reference, trial, metric, target.precision), thresholds
 
-    def _not_run(self, pending: Sidecar, target: Target) -> Sidecar:
-        """An engine where no GPU is: held to the ONNX file that it was built from."""
+    def _not_run(self, pending: Sidecar, target: Target, why: str) -> Sidecar:
+        """An engine where no GPU of its own is: held to the ONNX file that it was built from."""
         assert target.source is not None
         source = sidecars.read(self.folder / target.source.file(self.subject.name))
-        reason = f"not run: no NVIDIA GPU here; built from {source.file} ({source.parity.reason})"
+        reason = f"not run: {why}; built from {source.file} ({source.parity.reason})"
         held = Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason=reason)
         return pending.model_copy(update={"parity": held, "thresholds": source.thresholds})
 
@@ -275,7 +276,8 @@ class _Export:
             return None
         px = self.subject.trial.images.shape[1]
         shape = (None, px, px, 3) if self.how.uint8_input else (None, 3, px, px)
-        return trtexec_line(file, INPUT_NAME, shape, self.how.batch, target.precision)
+        shapes = {INPUT_NAME: shape, **({ALPHA_NAME: (None,)} if self.subject.alpha is not None else {})}
+        return trtexec_line(file, shapes, self.how.batch, target.precision)
 
     def _contract(
         self, target: Target, file: Path, quantised: Quantisation | None, engine: Engine | None, trained: bool
@@ -318,7 +320,8 @@ class _Export:
                 template=card.template,
                 template_px=base,
                 resampling=RESAMPLING,
-                points=tuple((round(x, 4), round(y, 4)) for x, y in (points * px / base).tolist()),
+                # Pixel centres lie at whole numbers, as in `faces.align`.
+                points=tuple((round(x, 4), round(y, 4)) for x, y in ((points + 0.5) * px / base - 0.5).tolist()),
             ),
             output=OUTPUT_NAME,
             normalised=self.how.normalise and target.format != "tflite",

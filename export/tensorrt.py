@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,21 +66,22 @@ def build_engine(
 
 
 def trtexec_line(
-    onnx: Path | str, input_name: str, shape: Sequence[int | None], batch: tuple[int, int, int], precision: str
+    onnx: Path | str, shapes: Mapping[str, Sequence[int | None]], batch: tuple[int, int, int], precision: str
 ) -> str:
     """The command that builds the engine on the user's own GPU or Jetson, beside the ONNX file.
 
-    shape: the input's, its batch None where it is free (then the command names all three of `batch`). precision: only
-    names the engine, as it lives in the ONNX file. TensorRT 10 needs --stronglyTyped to keep it; in TensorRT 11, where
-    --fp16 and its like are gone, strong typing is always on and the option changes nothing.
+    shapes: of each input, the batch None where it is free (then the command names all three of `batch`). precision:
+    only names the engine, as it lives in the ONNX file. TensorRT 10 needs --stronglyTyped to keep it; in TensorRT 11,
+    where --fp16 and its like are gone, strong typing is always on and the option changes nothing.
     """
     onnx = Path(onnx)
     engine = onnx.with_name(f"{onnx.stem.split(f'-{precision}')[0]}-{precision}.tensorrt.engine")
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}", "--stronglyTyped"]
     # trtexec refuses the three options for a file whose shapes are fixed.
-    if shape[0] is None:
+    if free := {name: shape[1:] for name, shape in shapes.items() if shape[0] is None}:
         for option, size in zip(("min", "opt", "max"), batch, strict=True):
-            words.append(f"--{option}Shapes={input_name}:{'x'.join(map(str, (size, *shape[1:])))}")
+            sizes = [f"{name}:{'x'.join(map(str, (size, *rest)))}" for name, rest in free.items()]
+            words.append(f"--{option}Shapes={','.join(sizes)}")
     return shlex.join(words)
 
 

@@ -23,7 +23,7 @@ class Verdict:
     """score: of `metric`, higher is more alike; threshold: score from which two faces are called the same person at
     the false match rate `fmr`; where there is none, it and `decision` are None and `reason` says why.
 
-    measured: the protocol and data that the threshold comes from.
+    measured: the protocol and data that the threshold comes from. caution: what speaks against the file itself.
     """
 
     score: float
@@ -33,6 +33,7 @@ class Verdict:
     fmr: str
     reason: str | None
     measured: str | None
+    caution: str | None
 
 
 def verify(
@@ -60,7 +61,8 @@ def verify(
     if not math.isfinite(score):
         raise UserError(f"{artifact.path}: its embeddings are not finite numbers")
     if threshold is None:
-        return Verdict(score, contract.metric, None, None, rate, "the sidecar holds no thresholds", None)
+        none = "the sidecar holds no thresholds"
+        return Verdict(score, contract.metric, None, None, rate, none, None, _caution(contract))
     value = threshold.value
     return Verdict(
         score=score,
@@ -70,7 +72,15 @@ def verify(
         fmr=rate,
         reason=threshold.reason if value is None else None,
         measured=f"{threshold.protocol} on {threshold.data}, {threshold.impostor_pairs} impostor pairs",
+        caution=_caution(contract),
     )
+
+
+def _caution(contract: Sidecar) -> str | None:
+    parity = contract.parity
+    if parity.passed is False:
+        return f"{contract.file} differs from its model and was kept on request: {parity.reason}"
+    return None if parity.passed else f"{contract.file} was never compared with its model: {parity.reason}"
 
 
 def _threshold(contract: Sidecar, fmr: str) -> tuple[str, Threshold | None]:
@@ -126,3 +136,5 @@ def verify_command(
     click.echo(f"threshold  {none if verdict.threshold is None else f'{verdict.threshold:.6f}'}")
     click.echo(f"decision   {words[verdict.decision]}")
     click.echo(f"FMR        {verdict.fmr}" + (f" ({verdict.measured})" if verdict.measured else ""))
+    if verdict.caution:
+        click.echo(f"caution    {verdict.caution}")

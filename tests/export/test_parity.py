@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import ClassVar
+
 import numpy as np
 import onnx
 import pytest
@@ -42,6 +45,32 @@ def test_one_bad_face_is_enough(reference):
     assert not verdict.passed
     assert verdict.cosine_min == pytest.approx(-1)
     assert verdict.max_abs == pytest.approx(2 * abs(reference[7]).max())
+
+
+@pytest.mark.parametrize(("scale", "passed"), [(1, True), (1 + 1e-4, True), (1.01, False), (0.98, False)])
+def test_lengths_count_where_distances_are_compared(reference, scale, passed):
+    found = reference.copy()
+    found[5] *= scale
+    assert parity.judge(found, reference, "fp32", "cosine").passed
+    verdict = parity.judge(found, reference, "fp32", "euclidean")
+    assert verdict.passed is passed
+    assert verdict.cosine_min == pytest.approx(1)
+    assert ("of other lengths" in verdict.reason) is not passed
+    turned = _rotated(reference, 1 - 1.2e-5)
+    assert not parity.judge(turned, reference, "fp32", "euclidean").passed
+
+
+def test_an_engine_runs_in_the_batches_of_its_profile(noise):
+    class Engine:
+        sidecar = SimpleNamespace(engine=SimpleNamespace(profile=(2, 8, 64)))
+        batches: ClassVar[list[int]] = []
+
+        def embed(self, images, batch, alpha):
+            self.batches += [len(part) for part in np.split(images, range(batch, len(images), batch))]
+            return np.ones((len(images), 2))
+
+    assert parity.run(Engine(), noise(300, 16)).shape == (300, 2)
+    assert Engine.batches == [3, 64, 64, 64, 64, 41]
 
 
 def test_few_faces_are_said(reference):

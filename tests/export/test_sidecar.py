@@ -6,6 +6,7 @@ import pytest
 
 import export
 from export import child, sidecar
+from faces.align import crop, template_landmarks
 from faces.errors import UserError
 from faces.verification import Roc
 
@@ -22,8 +23,16 @@ def test_says_how_to_feed_the_file(exported):
     assert (onnx.input.layout, onnx.input.shape, onnx.input.name) == ("NCHW", (None, 3, 16, 16), "face")
     assert (tflite.input.layout, tflite.input.shape) == ("NHWC", (None, 16, 16, 3))
     assert (onnx.input.dtype, onnx.input.range, onnx.input.colour) == ("float32", (0, 1), "RGB")
-    # The ArcFace template's left eye, (38.2946, 51.6963) at 112 px.
-    assert onnx.crop.points[0] == pytest.approx((38.2946 / 7, 51.6963 / 7), abs=1e-4)
+    # Spots at the landmarks come to lie where the crop's points are.
+    faces = np.zeros((5, 128, 128, 3), np.uint8)
+    landmarks = np.repeat(template_landmarks(128)[None], 5, 0).astype(np.float32)
+    y, x = np.mgrid[:128, :128]
+    for face, spot in zip(faces, landmarks[0], strict=True):
+        face[:] = 255 * np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / 72)[..., None]
+    seen = crop(faces, landmarks, "arcface", 16)[..., 0].astype(float)
+    weights = seen / seen.sum((1, 2), keepdims=True)
+    found = [((one * np.arange(16)).sum(), (one * np.arange(16)[:, None]).sum()) for one in weights]
+    np.testing.assert_allclose(onnx.crop.points, found, atol=0.05)
     assert (onnx.opset, tflite.opset, onnx.embedding_dim) == (20, None, 128)
     assert onnx.parity.passed
     assert onnx.parity.faces == 256

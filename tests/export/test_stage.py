@@ -82,6 +82,19 @@ def test_one_lost_channel_is_seen(tmp_path, student, noise, card, subject, monke
         stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, ONNX)
 
 
+@pytest.mark.parametrize(
+    ("capability", "said"), [(None, "no NVIDIA GPU here"), ("SM90", "the GPU here is SM90, it is for SM89")]
+)
+def test_an_engine_for_other_gpus_is_not_run(tmp_path, student, noise, card, subject, gpu, capability, said):
+    gpu(capability)
+    how = How(formats=["tensorrt-rtx"], precisions=["fp32"], capabilities=["SM89"])
+    rows, _ = stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, how)
+    engine = rows[-1]
+    assert (engine["format"], engine["parity"]["passed"]) == ("tensorrt-rtx", None)
+    assert engine["parity"]["reason"].startswith(f"not run: {said}; built from student.onnx")
+    assert (tmp_path / engine["path"]).is_file()
+
+
 def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject, monkeypatch):
     _spoil(monkeypatch, _wreck)
     images = noise(30, 16)

@@ -153,11 +153,15 @@ def test_a_missing_wheel_names_its_extra(monkeypatch, tmp_path, student_onnx, bu
 
 def test_the_command_for_trtexec():
     shape, batch = (None, 3, 16, 16), (1, 32, 256)
-    assert trtexec_line("out/student.onnx", "face", shape, batch, "fp32") == (
+    assert trtexec_line("out/student.onnx", {"face": shape}, batch, "fp32") == (
         "trtexec --onnx=out/student.onnx --saveEngine=out/student-fp32.tensorrt.engine --stronglyTyped "
         "--minShapes=face:1x3x16x16 --optShapes=face:32x3x16x16 --maxShapes=face:256x3x16x16"
     )
-    line = trtexec_line("my student-int8-tensorrt.onnx", "face", (1, 16, 16, 3), batch, "int8")
+    line = trtexec_line("teacher.onnx", {"face": shape, "alpha": (None,)}, batch, "fp32")
+    assert line.endswith(
+        "--minShapes=face:1x3x16x16,alpha:1 --optShapes=face:32x3x16x16,alpha:32 --maxShapes=face:256x3x16x16,alpha:256"
+    )
+    line = trtexec_line("my student-int8-tensorrt.onnx", {"face": (1, 16, 16, 3)}, batch, "int8")
     assert line == (
         "trtexec '--onnx=my student-int8-tensorrt.onnx' '--saveEngine=my student-int8.tensorrt.engine' --stronglyTyped"
     )

@@ -125,6 +125,18 @@ def test_the_euclidean_metric(exported, photos):
     assert verify(euclidean, photos / "s1/1.pgm", photos / "s1/1.pgm", aligned=True).score == 0
 
 
+@pytest.mark.parametrize(
+    ("passed", "said"),
+    [(True, None), (False, "student.onnx differs from its model and was kept on request: far off"),
+     (None, "student.onnx was never compared with its model: far off")],
+)  # fmt: skip
+def test_a_file_that_missed_its_gate_is_not_used_in_silence(exported, photos, passed, said):
+    artifact = export.load(exported / "student.onnx")
+    parity = artifact.sidecar.parity.model_copy(update={"passed": passed, "reason": "far off"})
+    artifact = Artifact(artifact.path, artifact.sidecar.model_copy(update={"parity": parity}))
+    assert verify(artifact, photos / "s1/1.pgm", photos / "s1/2.pgm", aligned=True).caution == said
+
+
 @pytest.mark.parametrize("fmr", ["2e-3", "0", "1", "-1", "nan", "inf", "x", ""])
 def test_unknown_rates(exported, photos, fmr):
     artifact = _with_thresholds(export.load(exported / "student.onnx"), {"1e-3": 0.5})
