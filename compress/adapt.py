@@ -59,7 +59,7 @@ class Adapter(nn.Module):
 
 
 def settings(config: Config) -> Any:
-    return [config.adapt, config.seed]
+    return [config.adapt, config.seed, torch.__version__]
 
 
 def run(run: Run) -> dict[str, Any]:

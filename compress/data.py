@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compress.config import Config
-from compress.run import Run
+from compress.run import Run, file_state
 from faces import verification
 from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, near_twins, split_identities
 from faces.errors import UserError
@@ -23,9 +23,11 @@ def settings(config: Config) -> Any:
     for spec in (*config.data.public, *filter(None, (config.data.val, config.data.pairs))):
         path = Path(spec).expanduser()
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        # As the readers do: a lock or a half-written file is no face.
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
         state.append([spec, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
-    return [config.data, config.seed, state]
+    return [config.data, config.seed, state, file_state(config.data.detector.partition(":")[2] or None)]
 
 
 def run(run: Run) -> dict[str, Any]:

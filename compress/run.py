@@ -135,7 +135,8 @@ class Run:
         """Did it end as it would run now (settings, sources, earlier stages), and is all there that it wrote?"""
         record = self.record(stage.name)
         same = record.get("fingerprint") == self.fingerprint(stage)
-        return same and all(self.path(name).is_file() for name in record["files"])
+        there = same and all(self.path(name).is_file() for name in record["files"])
+        return there and all(self.is_done(before) for before in stage.after)
 
     def fingerprint(self, stage: Stage) -> str:
         """Changes with the stage's settings, its source and the fingerprints of the stages before it.
@@ -160,6 +161,8 @@ class Run:
             self.say(f"{stage.name:10} done before ({self.record(stage.name)['summary']})")
             return
         self.key = self.fingerprint(stage)
+        # From here on the stage overwrites what an earlier record speaks of.
+        self.path(f"stages/{stage.name}.json").unlink(missing_ok=True)
         self.log.info("%s begins", stage.name)
         before = self._files()
         began, processor = time.monotonic(), time.process_time()
@@ -184,10 +187,16 @@ class Run:
         self.say(f"{stage.name:10} {spent['seconds']:7.1f} s ({spent['cpu_seconds']:.0f} s of CPU)  {summary}")
 
     def _files(self) -> dict[str, int]:
-        """When each file of the run was written last; what only resumes a stage lies deeper and does not count."""
+        """When each file of the run was written last; what only resumes a stage lies deeper and does not count, nor
+        does a file that the shell writes our output to."""
         found = [path for place in (self.folder, self.path("work")) for path in sorted(place.glob("*"))]
-        kept = [path for path in found if path.is_file() and path.name not in _OWN]
-        return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in kept}
+        kept = [(path, path.stat()) for path in found if path.is_file() and path.name not in _OWN]
+        streams = [os.fstat(number) for number in (1, 2)]
+        return {
+            str(path.relative_to(self.folder)): stat.st_mtime_ns
+            for path, stat in kept
+            if not any(os.path.samestat(stat, one) for one in streams)
+        }
 
 
 @contextlib.contextmanager

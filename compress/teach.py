@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.config import Config
@@ -32,7 +33,7 @@ _CHUNK = 512
 
 def settings(config: Config) -> Any:
     files = weight_files(config.teacher.name, config.teacher.weights)
-    return [config.teacher, config.seed, config.device, [file_state(str(file)) for file in files]]
+    return [config.teacher, config.seed, config.device, torch.__version__, [file_state(str(file)) for file in files]]
 
 
 def run(run: Run) -> dict[str, Any]:

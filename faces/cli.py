@@ -72,7 +72,8 @@ def run_cli(function: Callable[..., Any]) -> Callable[..., Any]:
         except OSError as problem:
             if problem.filename is None:
                 raise
-            raise _Failure(f"{problem.filename}: {problem.strerror}") from problem
+            reason = problem.strerror or f"{problem.args[0]} (is the disk full?)"
+            raise _Failure(f"{problem.filename}: {reason}") from problem
 
     return wrapped
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class CropStore:
     """
 
     def __init__(self, faces: Faces, side: int, margin: float, order: np.ndarray, folder: Path) -> None:
-        self._faces, self._side, self._margin, self.order = faces, side, margin, order
+        self.order = order
         self._ready = 0
         self._problem: Exception | None = None
         self._changed = threading.Condition()
@@ -39,7 +39,8 @@ class CropStore:
             if hasattr(os, "posix_fallocate"):
                 _allocate(file.fileno(), int(np.prod(shape)), folder)
             self._map = np.memmap(file, np.uint8, "r+", shape=shape)
-        threading.Thread(target=self._fill).start()
+        # It knows the store by a weak reference: once nobody reads, nothing more is cut.
+        threading.Thread(target=_fill, args=(weakref.ref(self), faces, side, margin, order)).start()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -61,26 +62,36 @@ class CropStore:
             raise self._problem
         return self._map[rows]
 
-    def _fill(self) -> None:
-        try:
-            for start, chunk in self._chunks():
-                self._map[start : start + len(chunk)] = chunk
-                with self._changed:
-                    self._ready = start + len(chunk)
-                    self._changed.notify_all()
-        except Exception as problem:
-            with self._changed:
-                self._problem = problem
-                self._changed.notify_all()
+    def _put(self, start: int, found: np.ndarray | Exception) -> None:
+        """Rows from `start` on, or what went wrong in cutting them."""
+        if isinstance(found, np.ndarray):
+            self._map[start : start + len(found)] = found
+        with self._changed:
+            if isinstance(found, np.ndarray):
+                self._ready = start + len(found)
+            else:
+                self._problem = found
+            self._changed.notify_all()
 
-    def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, len(self.order), _CHUNK):
-            # An interpreter that ends waits for this thread: it must not cut faces that nobody will see.
-            if not threading.main_thread().is_alive():
-                return
-            faces = self.order[start : start + _CHUNK]
-            images, landmarks = self._faces.images[faces], self._faces.landmarks[faces]
-            yield start, crop(images, landmarks, "arcface", self._side, self._margin)
+
+def _fill(
+    wanted: "weakref.ReferenceType[CropStore]", faces: Faces, side: int, margin: float, order: np.ndarray
+) -> None:
+    for start in range(0, len(order), _CHUNK):
+        rows = order[start : start + _CHUNK]
+        found: np.ndarray | Exception
+        try:
+            found = crop(faces.images[rows], faces.landmarks[rows], "arcface", side, margin)
+        except Exception as problem:
+            found = problem
+        store = wanted()
+        # An interpreter that ends waits for this thread: it must not cut faces that nobody will see.
+        if store is None or not threading.main_thread().is_alive():
+            return
+        store._put(start, found)
+        if isinstance(found, Exception):
+            return
+        del store
 
 
 def _allocate(handle: int, size: int, folder: Path) -> None:

@@ -40,6 +40,22 @@ def test_an_image_under_two_names_is_not_on_both_sides(tmp_path):
     assert len(train) == allowed["split"]["train_faces"] > facts["split"]["train_faces"]
 
 
+def test_what_changes_the_stages_key(tmp_path):
+    people(tmp_path / "a", "pq", seed=1)
+    detector = tmp_path / "yunet.onnx"
+    detector.write_text("one")
+    given = {"data.public": [str(tmp_path / "a")], "data.detector": f"yunet:{detector}"}
+    config = load_config("quick", None, given, [])
+    first = data.settings(config)
+    (tmp_path / "a/.lock").touch()
+    (tmp_path / "a/p/.half.png").touch()
+    assert data.settings(config) == first
+    detector.write_text("another")
+    second = data.settings(config)
+    (tmp_path / "a/p/0.png").write_bytes(b"another")
+    assert len({str(one) for one in (first, second, data.settings(config))}) == 3
+
+
 def test_a_set_of_copies_is_refused(tmp_path):
     for name in "pqrstu":
         people(tmp_path / f"part-{name}", [name], seed=1)

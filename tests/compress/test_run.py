@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 
 import cv2
 import numpy as np
@@ -90,6 +91,47 @@ def test_a_change_of_settings_or_sources_reaches_what_comes_after(chain, folder,
     assert chain(folder) == again
     (chain.root / f"{changed}.py").write_text("other source")
     assert chain(folder) == again
+    assert chain(folder) == ""
+
+
+def test_a_stage_that_broke_off_is_not_done_under_the_settings_before(chain, folder):
+    """It may have overwritten what they made."""
+    chain(folder)
+    chain.settings["b"] = 2
+    chain.broken = {"b"}
+    with pytest.raises(RuntimeError):
+        chain(folder)
+    chain.settings["b"], chain.broken = 1, set()
+    assert chain(folder) == "b"
+
+
+def test_a_stage_on_another_runs_stages_is_not_run(chain, folder):
+    chain(folder)
+    chain.settings["a"] = 2
+    assert chain(folder, "a") == "a"
+    chain.settings["a"] = 1
+    with pytest.raises(UserError, match="stage c needs b first"):
+        chain(folder, "c")
+    assert chain(folder) == "a"
+
+
+def test_the_log_that_the_shell_keeps_is_no_stages_file(chain, folder, monkeypatch):
+    folder.mkdir()
+    with (folder / "nohup.out").open("w") as log:
+        real = os.fstat
+        monkeypatch.setattr(run_module.os, "fstat", lambda number: real(log.fileno() if number == 1 else number))
+        work = chain.work
+
+        def told(name):
+            log.write(name)
+            log.flush()
+            (folder / f"{name}.txt").write_text(name)
+            return work(name)
+
+        chain.work = told
+        assert chain(folder) == "abc"
+    (folder / "nohup.out").unlink()
+    assert Run(folder, CONFIG, quiet=True).record("b")["files"] == ["b.txt"]
     assert chain(folder) == ""
 
 

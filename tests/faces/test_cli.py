@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from faces.cli import Output, run_cli, table_console
 from faces.errors import UserError
+from faces.files import whole
 
 
 def _invoke(problem):
@@ -32,6 +33,14 @@ def test_a_mistake_is_one_line_and_exit_code_two():
 def test_a_good_call_passes():
     done, _ = _invoke(None)
     assert (done.exit_code, done.stdout) == (0, "done y\n")
+
+
+def test_a_write_that_fell_short_says_so(tmp_path):
+    """numpy's errors of a full disk have neither a number nor a file."""
+    with pytest.raises(OSError, match="Errno None") as problem, whole(tmp_path / "features.npy"):
+        raise OSError("900 requested and 4 written")
+    done, _ = _invoke(problem.value)
+    assert done.stderr == f"error: {tmp_path / 'features.npy'}: 900 requested and 4 written (is the disk full?)\n"
 
 
 def test_the_file_of_a_system_error_is_named(tmp_path):

@@ -68,6 +68,22 @@ def test_what_goes_wrong_in_cutting_is_told_to_the_reader(tmp_path, noise_faces)
         store.rows(np.array([1]))
 
 
+def test_nothing_is_cut_that_nobody_will_read(tmp_path, noise_faces):
+    faces = noise_faces(list(range(300)))
+    object.__setattr__(faces, "images", slow := Slow(faces.images, 0))
+    before = set(threading.enumerate())
+    store = CropStore(faces, 16, 0.0, np.arange(300), tmp_path)
+    (cutting,) = set(threading.enumerate()) - before
+    asked = []
+    slow.images = type("Counted", (), {"__getitem__": lambda self, rows: asked.append(len(rows)) or faces_of(rows)})()
+    faces_of = np.zeros((300, 128, 128, 3), np.uint8).__getitem__
+    del store
+    slow.let.set()
+    cutting.join(20)
+    assert not cutting.is_alive()
+    assert asked == [256]
+
+
 def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, noise_faces, monkeypatch):
     def full(handle, offset, size):
         assert size == 2 * 16 * 16 * 3

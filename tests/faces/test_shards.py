@@ -58,6 +58,14 @@ def test_packed_faces_are_read_back(tmp_path, noise_faces, suffix, worst):
     assert shards.check(tmp_path / "out") == {"shards": 3, "faces": 8, "identities": 3, "unlabelled": 2}
 
 
+def test_shards_of_other_images_are_not_continued(tmp_path, noise_faces):
+    faces = noise_faces([0, 0, 1, 1])
+    shards.pack(faces, tmp_path, per_shard=2)
+    shards.pack(faces, tmp_path, per_shard=2)
+    with pytest.raises(UserError, match="other faces or settings"):
+        shards.pack(replace(faces, images=255 - faces.images), tmp_path, per_shard=2)
+
+
 def test_the_webdataset_library_reads_the_shards(tmp_path, noise_faces):
     webdataset = pytest.importorskip("webdataset")
     faces = noise_faces([0, 0, 1, 1, -1], prefix="a b/c.d")
