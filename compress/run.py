@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -66,6 +67,7 @@ class Run:
         self.key = ""
         """Fingerprint of the stage that is running: what it keeps for a resume carries it in its name."""
         self._fingerprints: dict[str, str] = {}
+        self._clock: _Clock | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -110,9 +112,15 @@ class Run:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """As `progress_bar`, on this run's console."""
+        """As `progress_bar`, on this run's console; the time that the stage has taken so far is kept meanwhile."""
         with progress_bar(self.console, what, total, done) as advance:
-            yield advance
+
+            def both(count: int) -> None:
+                advance(count)
+                if self._clock is not None:
+                    self._clock.tick()
+
+            yield both
 
     def save_features(self, name: str, features: np.ndarray) -> None:
         save_features(self.path(name), features)
@@ -164,26 +172,25 @@ class Run:
         # From here on the stage overwrites what an earlier record speaks of.
         self.path(f"stages/{stage.name}.json").unlink(missing_ok=True)
         self.log.info("%s begins", stage.name)
-        before = self._files()
-        began, processor = time.monotonic(), time.process_time()
-        with threads(1):
-            facts = stage.run(self)
-        summary = facts.pop("summary")
-        spent = {
-            "seconds": round(time.monotonic() - began, 2),
-            "cpu_seconds": round(time.process_time() - processor, 2),
-        }
+        self._clock = clock = _Clock(self.path(f"stages/{stage.name}.begun.json"), self.key, self._files())
+        try:
+            with threads(1):
+                facts = stage.run(self)
+        finally:
+            clock.keep()
+        summary, spent = facts.pop("summary"), clock.spent()
         write_json(
             self.path(f"stages/{stage.name}.json"),
             {
                 "fingerprint": self.key,
                 "summary": summary,
                 **spent,
-                "files": [name for name, written in self._files().items() if before.get(name) != written],
+                "files": [name for name, written in self._files().items() if clock.before.get(name) != written],
                 "facts": facts,
                 "ended": now(),
             },
         )
+        clock.file.unlink()
         self.say(f"{stage.name:10} {spent['seconds']:7.1f} s ({spent['cpu_seconds']:.0f} s of CPU)  {summary}")
 
     def _files(self) -> dict[str, int]:
@@ -197,6 +204,34 @@ class Run:
             for path, stat in kept
             if not any(os.path.samestat(stat, one) for one in streams)
         }
+
+
+class _Clock:
+    """What a stage has taken, the sessions that broke off among it, and the files that were there before it; kept in
+    `file` until the stage ends."""
+
+    def __init__(self, file: Path, key: str, files: dict[str, int]) -> None:
+        self.file, self.key = file, key
+        kept = _stored(file, ("fingerprint", "seconds", "cpu_seconds", "before"))
+        if kept.get("fingerprint") != key:
+            kept = {"seconds": 0.0, "cpu_seconds": 0.0, "before": files}
+        self.before: dict[str, int] = kept["before"]
+        self._wall, self._cpu = kept["seconds"] - time.monotonic(), kept["cpu_seconds"] - time.process_time()
+        self._kept = -math.inf
+        self.tick()
+
+    def spent(self) -> dict[str, float]:
+        wall, cpu = self._wall + time.monotonic(), self._cpu + time.process_time()
+        return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+
+    def tick(self) -> None:
+        """Keep it, but not more often than every ten seconds."""
+        if time.monotonic() > self._kept + 10:
+            self.keep()
+
+    def keep(self) -> None:
+        self._kept = time.monotonic()
+        write_json(self.file, {"fingerprint": self.key, **self.spent(), "before": self.before})
 
 
 @contextlib.contextmanager

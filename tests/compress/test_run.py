@@ -3,6 +3,7 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 
 import cv2
 import numpy as np
@@ -103,6 +104,36 @@ def test_a_stage_that_broke_off_is_not_done_under_the_settings_before(chain, fol
         chain(folder)
     chain.settings["b"], chain.broken = 1, set()
     assert chain(folder) == "b"
+
+
+def test_time_and_files_of_sessions_that_broke_off_count(chain, folder, monkeypatch):
+    work, sessions = chain.work, []
+
+    def told(name):
+        sessions.append(name)
+        if sessions == ["a"]:
+            (folder / "early.txt").touch()
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        return work(name)
+
+    chain.work = told
+    with pytest.raises(KeyboardInterrupt):
+        chain(folder, "a")
+    chain(folder, "a")
+    record = Run(folder, CONFIG, quiet=True).record("a")
+    assert 0.4 <= record["seconds"] < 5
+    assert record["files"] == ["early.txt"]
+    assert [file.name for file in (folder / "stages").iterdir()] == ["a.json"]
+    # Other settings begin anew.
+    sessions.clear()
+    chain.settings["a"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        chain(folder, "a")
+    chain.settings["a"] = 3
+    chain(folder, "a")
+    assert Run(folder, CONFIG, quiet=True).record("a")["seconds"] < 0.3
 
 
 def test_a_stage_on_another_runs_stages_is_not_run(chain, folder):
