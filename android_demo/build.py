@@ -40,17 +40,18 @@ def main(
     if out is None:
         # What it is made of stays, for the Gradle files.
         out, work = HERE / "build" / "bridgeface-demo.apk", HERE / "build" / "apk"
-        apk = build(artifact, abis, debs, mirror, out, work)
+        lines = build(artifact, abis, debs, mirror, out, work)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            apk = build(artifact, abis, debs, mirror, out, Path(temporary) / "apk")
-    click.echo(f"{apk}: {apk.stat().st_size:,} bytes, SHA-256 {sha256(apk)}")
-    for line in verify(apk, abis):
+            lines = build(artifact, abis, debs, mirror, out, Path(temporary) / "apk")
+    click.echo(f"{out}: {out.stat().st_size:,} bytes, SHA-256 {sha256(out)}")
+    for line in lines:
         click.echo(line)
 
 
-def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None, out: Path, work: Path) -> Path:
-    """The signed APK at `out`, written whole; `work` holds what it is made of and is emptied first.
+def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None, out: Path, work: Path) -> list[str]:
+    """Write the signed APK to `out`, whole and verified; what `verify` says of it. `work` holds what it is made of and
+    is emptied first.
 
     UserError where a tool or a pinned package is missing.
     """
@@ -92,6 +93,10 @@ def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None
                 _add(apk, f"lib/{abi}/{library.name}", library)
     aligned = work / "aligned.apk"
     run(["zipalign", "-f", "-p", "4", str(unsigned), str(aligned)], "the package cannot be aligned")
+    return _signed(aligned, abis, out)
+
+
+def _signed(aligned: Path, abis: list[str], out: Path) -> list[str]:
     with whole(out) as temporary:
         run(
             ["apksigner", "sign", "--ks", str(_key()), "--ks-pass", f"pass:{_PASSWORD}", "--out", str(temporary),
@@ -99,7 +104,8 @@ def build(artifact: Path, abis: list[str], debs: Path | None, mirror: str | None
             "the package cannot be signed",
         )  # fmt: skip
         Path(f"{temporary}.idsig").unlink(missing_ok=True)
-    return out
+        # Before it gets its name: one that is not as it must be never replaces a good one.
+        return verify(temporary, abis)
 
 
 def _add(apk: zipfile.ZipFile, name: str, file: Path) -> None:
@@ -126,11 +132,11 @@ def _key() -> Path:
 
 def verify(apk: Path, abis: list[str]) -> list[str]:
     """What the tools say of an APK, as lines; UserError where anything is not as it must be."""
-    said = run(["apksigner", "verify", "--verbose", "--print-certs", str(apk)], f"{apk} is not signed well")
+    said = run(["apksigner", "verify", "--verbose", "--print-certs", str(apk)], "the new APK is not signed well")
     schemes = re.findall(r"Verified using (v[\d.]+) scheme.*: true", said)
     if not {"v2", "v3"} <= set(schemes) or "WARNING" in said:
-        raise UserError(f"{apk}: signed by {schemes}, v2 and v3 without a warning are wanted")
-    badging = run(["aapt", "dump", "badging", str(apk)], f"{apk} cannot be read by aapt")
+        raise UserError(f"the new APK is signed by {schemes}, v2 and v3 without a warning are wanted")
+    badging = run(["aapt", "dump", "badging", str(apk)], "the new APK cannot be read by aapt")
     found = {
         "sdkVersion": re.findall(r"^sdkVersion:'(\d+)'", badging, re.M),
         "targetSdkVersion": re.findall(r"^targetSdkVersion:'(\d+)'", badging, re.M),
@@ -146,14 +152,14 @@ def verify(apk: Path, abis: list[str]) -> list[str]:
         "launchable": ["org.bridgeface.demo.MainActivity"],
     }
     if wrong := [f"{key} {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]:
-        raise UserError(f"{apk}: {'; '.join(wrong)}")
-    run(["zipalign", "-c", "-p", "4", str(apk)], f"{apk} is not aligned")
+        raise UserError(f"the new APK has {'; '.join(wrong)}")
+    run(["zipalign", "-c", "-p", "4", str(apk)], "the new APK is not aligned")
     lines = [f"signed: {', '.join(schemes)}", *(f"{key}: {', '.join(value)}" for key, value in found.items())]
     with zipfile.ZipFile(apk) as archive:
         lines += ["", "| in the APK | bytes | stored |", "|---|--:|--:|"]
         for entry in sorted(archive.infolist(), key=lambda one: -one.compress_size):
             if entry.filename.endswith(".so") and (least := least_alignment(archive.read(entry))) < 16384:
-                raise UserError(f"{apk}: {entry.filename} is aligned to {least} bytes, 16384 are wanted")
+                raise UserError(f"the new APK's {entry.filename} is aligned to {least} bytes, 16384 are wanted")
             if entry.compress_size > 2000:
                 lines.append(f"| {entry.filename} | {entry.file_size:,} | {entry.compress_size:,} |")
     return lines

@@ -1,6 +1,7 @@
 """Serve the page from this machine, with all that it needs: python -m android_demo.serve."""
 
 import http.server
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from faces.errors import UserError
 
 TYPES = {".js": "text/javascript", ".wasm": "application/wasm", ".json": "application/json", ".css": "text/css",
          ".html": "text/html; charset=utf-8", ".tflite": "application/octet-stream"}  # fmt: skip
+_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -26,6 +28,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
+        # Another site's name can be made to point at this machine (DNS rebinding); its page must not read ours.
+        if not _HOST.fullmatch(self.headers.get("Host", "")):
+            self.send_error(403, explain="Open this page as http://localhost, with the port of the server.")
+            return
         file = self._file(self.path.split("?")[0].lstrip("/") or "index.html")
         if file is None:
             self.send_error(404)
@@ -46,10 +52,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for prefix, place in self.files.items():
             if place.is_file() and path == prefix:
                 return place
-            inside = path.removeprefix(prefix)
-            if place.is_dir() and path.startswith(prefix) and ".." not in inside.split("/"):
-                file = place / inside
-                if file.is_file() and file.suffix in TYPES:
+            if place.is_dir() and path.startswith(prefix):
+                # Resolved, as a path may hold "..", or begin with a slash and so leave the folder at once.
+                file = (place / path.removeprefix(prefix)).resolve()
+                if file.is_relative_to(place.resolve()) and file.is_file() and file.suffix in TYPES:
                     return file
         return None
 

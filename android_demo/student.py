@@ -8,6 +8,7 @@ import numpy as np
 from android_demo.pins import HERE
 from export import sidecar
 from faces.errors import UserError
+from faces.files import fingerprint
 
 PRECISIONS = ("fp32", "int8")
 ZOO = "tiny16"
@@ -17,7 +18,11 @@ def artifact(folder: Path | None, precision: str) -> Path:
     """student.tflite or student-int8.tflite, with its sidecar beside it, of the run in `folder` or of the package."""
     name = "student.tflite" if precision == "fp32" else f"student-{precision}.tflite"
     if folder is None:
-        file = HERE / "build" / "student" / name
+        # It takes seconds to import, and a run's student does not need it.
+        from students.registry import zoo_file
+
+        # Named by the weights: an export of the student that the package had before is not this one's.
+        file = HERE / "build" / "student" / fingerprint(ZOO, [zoo_file(ZOO)]) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / ".lock").open("w") as handle:
             # Another process may be exporting it: its files are this one's too.
@@ -30,7 +35,12 @@ def artifact(folder: Path | None, precision: str) -> Path:
             raise UserError(
                 f"{folder} holds no {name}: python -m export {folder} --format tflite --precision {precision}"
             )
-    sidecar.read(file)
+    parity = sidecar.read(file).parity
+    if parity.passed is not True:
+        raise UserError(
+            f"{file} did not pass its parity gate ({parity.reason}), so neither app nor page takes it: "
+            "give another --precision, or train and export the student again until it passes"
+        )
     return file
 
 

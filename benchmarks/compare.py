@@ -40,7 +40,11 @@ def _iqr(row: Row) -> float:
 
 
 def _indexed(rows: list[Row]) -> dict[tuple[Any, ...], Row]:
-    return {key(row): row for row in rows}
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if found.setdefault(key(row), row) is not row:
+            raise UserError(f"two rows are called {_name(row)}: rename one of the two files and measure again")
+    return found
 
 
 def _name(row: Row | None) -> str:

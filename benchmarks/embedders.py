@@ -89,9 +89,11 @@ def of_dlib() -> Embedder:
 
 def _of_onnx(file: Path) -> tuple[int | None, int | None, int]:
     import onnx
+    from onnx import TensorProto
 
     from benchmarks.operators import conv_macs
 
     graph = onnx.load(str(file)).graph
-    parameters = sum(int(np.prod(one.dims, dtype=np.int64)) for one in graph.initializer if one.data_type == 1)
+    floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    parameters = sum(int(np.prod(one.dims, dtype=np.int64)) for one in graph.initializer if one.data_type in floating)
     return parameters, sum(conv_macs(file).values()) or None, file.stat().st_size

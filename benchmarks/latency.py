@@ -26,8 +26,8 @@ def full_row(
     artifact: Runner, batch: int, cores: list[int], *, windows: int = 10, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Any]:
     """`timing.measure`'s row and: `cores` it was pinned to, `arithmetic` (whose peak it is held against), `scaled`
-    (faces/s and share as a core without other work would give them), and at batch 1 the percentiles of 2,000 calls in
-    a hot loop and of 100 calls 20 ms apart."""
+    (faces/s and share as a core without other work would give them; None on several threads), and at batch 1 the
+    percentiles of 2,000 calls in a hot loop and of 100 calls 20 ms apart."""
     faces = artifact.prepare(random_faces(artifact, batch))
     row = _row(artifact, lambda: artifact.run(faces), batch, False, cores, windows, clock)
     if batch == 1:
@@ -80,7 +80,7 @@ def _row(
     clock: Callable[[], float],
 ) -> dict[str, Any]:
     row, alone = timed_row(artifact, call, batch, preprocessing, windows, 0.05, 5.0, clock)
-    share = None if row["share"] is None else row["share"] * alone / row["faces_per_second"]
+    share = None if row["share"] is None or alone is None else row["share"] * alone / row["faces_per_second"]
     scaled = {"faces_per_second": alone, "share": share}
     return row | {"cores": cores, "arithmetic": arithmetic_of(artifact), "scaled": scaled}
 

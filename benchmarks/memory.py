@@ -25,10 +25,13 @@ def activations(onnx_file: Path, px: int) -> dict[str, int]:
     from onnx import shape_inference
 
     model = onnx.load(str(onnx_file))
-    for given in model.graph.input:
-        given.type.tensor_type.shape.dim[0].dim_value = 1
-    model = shape_inference.infer_shapes(model, data_prop=True)
     constants = {one.name for one in model.graph.initializer}
+    # Files of IR version 3 list their weights among the inputs.
+    inputs = {one.name for one in model.graph.input} - constants
+    for given in model.graph.input:
+        if given.name in inputs:
+            given.type.tensor_type.shape.dim[0].dim_value = 1
+    model = shape_inference.infer_shapes(model, data_prop=True)
     shapes = {
         one.name: [d.dim_value for d in one.type.tensor_type.shape.dim]
         for one in (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -41,7 +44,7 @@ def activations(onnx_file: Path, px: int) -> dict[str, int]:
                 # A free batch that shape inference could not follow counts as the one face it is.
                 sizes[name] = 4 * int(np.prod([max(1, side) for side in shapes.get(name, [])], dtype=np.int64))
                 last[name] = step
-    alive = {one.name for one in model.graph.input}
+    alive = inputs
     peak = 0
     for step, node in enumerate(model.graph.node):
         alive |= {name for name in node.output if name in sizes}

@@ -13,11 +13,12 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 def joined(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
-    """The rows of two passes as one: the better pass's figures (noise only ever slows down), the wider `iqr` of the
-    two, and `passes`: both medians and whether they lie within that `iqr` of each other."""
-    others, found = {key(row): row for row in second}, []
-    for row in first:
-        other = others[key(row)]
+    """The rows of two passes as one, in the order that both were measured in: the better pass's figures (noise only
+    ever slows down), the wider `iqr` of the two, and `passes`: both medians and whether they lie within that `iqr` of
+    each other."""
+    found = []
+    # Not by key: two files of one name would both get the last one's second pass.
+    for row, other in zip(first, second, strict=True):
         better = max(row, other, key=lambda one: one["faces_per_second"])
         iqr = max(row["iqr"], other["iqr"])
         medians = [row["faces_per_second"], other["faces_per_second"]]

@@ -31,10 +31,12 @@ def conv_macs(file: Path) -> dict[str, int]:
     from onnx import numpy_helper, shape_inference
 
     model = onnx.load(str(file))
-    for given in model.graph.input:
-        given.type.tensor_type.shape.dim[0].dim_value = 1
-    model = shape_inference.infer_shapes(model, data_prop=True)
     weights = {one.name: numpy_helper.to_array(one).shape for one in model.graph.initializer}
+    for given in model.graph.input:
+        # Files of IR version 3 list their weights among the inputs.
+        if given.name not in weights:
+            given.type.tensor_type.shape.dim[0].dim_value = 1
+    model = shape_inference.infer_shapes(model, data_prop=True)
     for node in model.graph.node:
         # Weights of an int8 file come through a DequantizeLinear.
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:

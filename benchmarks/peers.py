@@ -95,6 +95,9 @@ def main(
                 rows.append(measure(make(), faces, pairs))
             except UserError as problem:
                 missing.append({"peer": name, "not_run": str(problem)})
+            except Exception as problem:
+                # Anyone's file may fail in any way; what was measured before it must not be lost.
+                missing.append({"peer": name, "not_run": f"{type(problem).__name__}: {problem}"})
     if not rows:
         raise UserError("; ".join(row["not_run"] for row in missing) or "no peer was asked for: see --help")
     command = shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]])

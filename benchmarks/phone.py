@@ -21,6 +21,7 @@ RUNTIME = "litert-lm-api==0.18.1"
 """The wheel whose Android library exports TensorFlow Lite's C interface and XNNPACK."""
 _LIBRARY = "liblitert-lm.so"
 _THERE = "/data/local/tmp/bridgeface"
+_STUDENT = "student.tflite"
 # Functions that the program takes from Android's C library: only their names are needed to link.
 _LIBC = (
     "printf",
@@ -126,12 +127,14 @@ class Phone:
             inputs = Path(work, "faces.bin")
             inputs.write_bytes(export.load(file).prepare(bytes_).tobytes())
             self.shell(f"mkdir -p {_THERE}")
-            for one in (program, library, file, inputs):
+            for one in (program, library, inputs):
                 self._said("push", str(one), f"{_THERE}/{one.name}")
+            # By a name of ours: the phone's shell would read the file's own.
+            self._said("push", str(file), f"{_THERE}/{_STUDENT}")
         cores, before = self.big_cores(), self.celsius()
         # taskset's mask is hexadecimal, bit n for core n; the last of the big cores is the least used by the system.
         pin = f"taskset {1 << cores[-1]:x} " if cores else ""
-        command = f"{pin}./{program.name} {file.name} faces.bin {runs} {int(xnnpack)}"
+        command = f"{pin}./{program.name} {_STUDENT} faces.bin {runs} {int(xnnpack)}"
         said = self.shell(f"cd {_THERE} && chmod 755 {program.name} && LD_LIBRARY_PATH=. {command}")
         try:
             answer = json.loads(said.strip().splitlines()[-1])

@@ -49,7 +49,7 @@ FULL: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("faces/s", lambda row: f"{row['faces_per_second']:,.0f}"),
     ("iqr", lambda row: f"{row['iqr']:,.0f}"),
     ("of peak", lambda row: _percent(row["share"])),
-    ("faces/s, free core", lambda row: f"{row['scaled']['faces_per_second']:,.0f}" if "scaled" in row else "-"),
+    ("faces/s, free core", lambda row: _free(row["scaled"]) if "scaled" in row else "-"),
     ("of peak, free core", lambda row: _percent(row["scaled"]["share"]) if "scaled" in row else "-"),
     ("p50 / p90 / p99 ms hot", lambda row: _percentiles(row.get("hot"))),
     ("after 20 ms pause", lambda row: _percentiles(row.get("paused"))),
@@ -134,6 +134,11 @@ def _by(row: Row) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def _free(scaled: dict[str, float | None]) -> str:
+    rate = scaled["faces_per_second"]
+    return "-" if rate is None else f"{rate:,.0f}"
 
 
 def _percentiles(found: dict[str, float] | None) -> str:

@@ -48,9 +48,10 @@ def timed_row(
     window_seconds: float,
     most_seconds: float,
     clock: Callable[[], float],
-) -> tuple[dict[str, Any], float]:
+) -> tuple[dict[str, Any], float | None]:
     """`measure`'s row of any call on `batch` faces, and the faces of each second that this process really had a core:
-    the figure of a core without other work, but for what caches and memory lose."""
+    the figure of a core without other work, but for what caches and memory lose. None on several threads, as seconds
+    of computing do not tell how well they share the work."""
     peak = peak_of(arithmetic_of(artifact), artifact.threads)
     rates, calls, computed = run_windows(call, batch, windows, window_seconds, most_seconds, clock)
     return {
@@ -63,7 +64,7 @@ def timed_row(
         "input_px": artifact.sidecar.input.px,
         "preprocessing": preprocessing,
         **summary(rates, calls, artifact.sidecar.macs, peak),
-    }, batch * len(calls) / computed * artifact.threads
+    }, batch * len(calls) / computed if artifact.threads == 1 else None
 
 
 def random_faces(artifact: Runner, count: int) -> np.ndarray:

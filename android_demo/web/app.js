@@ -181,7 +181,8 @@ at('verify').addEventListener('click', () => {
   }
   const same = best.value >= threshold.value;
   say(`${same ? 'Same person as' : 'Not'} ${best.name}: score ${best.value.toFixed(3)}, threshold `
-    + `${threshold.value.toFixed(3)} at a false match rate of ${FMR}.`, same ? 'same' : 'different');
+    + `${threshold.value.toFixed(3)} at a false match rate of ${FMR} `
+    + 'for each enrolled face compared: the more there are, the more often a stranger passes.', same ? 'same' : 'different');
 });
 
 at('benchmark').addEventListener('click', async () => {

@@ -47,21 +47,22 @@ function invert([a, b, c, d, e, f]) {
 
 const clamp = (value, size) => Math.min(size - 1, Math.max(0, value));
 
-/** Nearest level; a half goes to the even one, as in numpy. */
-function level(value) {
+/** Nearest whole number; a half goes to the even one, as in Python and Java and not in Math.round. */
+export function rounded(value) {
   const floor = Math.floor(value);
   const rest = value - floor;
-  const rounded = rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
-  return Math.min(255, Math.max(0, rounded));
+  return rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
 }
+
+const level = (value) => Math.min(255, Math.max(0, rounded(value)));
 
 function warp(image, matrix, size) {
   let [a, b, c, d, e, f] = matrix;
   const scale = Math.hypot(a, d);
   if (scale < 0.5) {
     // Bilinear sampling alone would alias; and the first pixel's centre lies at (ratio - 1) / 2.
-    const width = Math.max(1, Math.round(image.width * scale * 2));
-    const height = Math.max(1, Math.round(image.height * scale * 2));
+    const width = Math.max(1, rounded(image.width * scale * 2));
+    const height = Math.max(1, rounded(image.height * scale * 2));
     const [rx, ry] = [image.width / width, image.height / height];
     image = area(image, width, height);
     c += (a * (rx - 1)) / 2 + (b * (ry - 1)) / 2;

@@ -1,7 +1,7 @@
 // The two networks, by LiteRT.js: the face finder and the student, each compared with its hash before it is opened.
 import { loadAndCompile, loadLiteRt, Tensor } from '@litertjs/core';
 
-import { RESAMPLING, alignedCrop, area, hint, knownTemplate, looseCrop, seenCrop } from './faces.js';
+import { RESAMPLING, alignedCrop, area, hint, knownTemplate, looseCrop, rounded, seenCrop } from './faces.js';
 
 const FINDER_SHA256 = '3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633';
 const SIDE = 128;
@@ -79,8 +79,8 @@ export class Demo {
   /** All faces, the surest first: {score, box: [left, top, right, bottom], landmarks: five points}. */
   async find(photo) {
     const scale = SIDE / Math.max(photo.width, photo.height);
-    const width = Math.max(1, Math.round(photo.width * scale));
-    const height = Math.max(1, Math.round(photo.height * scale));
+    const width = Math.max(1, rounded(photo.width * scale));
+    const height = Math.max(1, rounded(photo.height * scale));
     const [left, top] = [Math.floor((SIDE - width) / 2), Math.floor((SIDE - height) / 2)];
     const small = area(photo, width, height);
     const fed = new Float32Array(SIDE * SIDE * 3).fill(-1);

@@ -1,10 +1,12 @@
 """The builder's promises: pinned files or nothing, one sentence for a mistake, a checkout for --android."""
 
 import hashlib
+import json
 import re
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,7 @@ from needs import need
 from android_demo import build, pins, student
 from compress import android
 from faces.errors import UserError
+from students import registry
 
 
 @pytest.fixture
@@ -83,6 +86,54 @@ def test_a_runs_student_must_be_the_file_of_its_sidecar(artifacts, tmp_path):
     (tmp_path / f"{source.name}.json").write_bytes(source.with_name(f"{source.name}.json").read_bytes())
     with pytest.raises(UserError, match="SHA-256"):
         student.artifact(tmp_path, "fp32")
+
+
+@pytest.mark.parametrize("passed", [False, None])
+def test_a_student_that_missed_its_gate_goes_nowhere(artifacts, tmp_path, passed):
+    source = artifacts["fp32"]
+    shutil.copyfile(source, tmp_path / source.name)
+    card = json.loads(source.with_name(f"{source.name}.json").read_text())
+    card["parity"] |= {"passed": passed, "reason": "cosine 0.31"}
+    (tmp_path / f"{source.name}.json").write_text(json.dumps(card | {"parity_failure_allowed": True}))
+    with pytest.raises(UserError, match=r"student\.tflite did not pass its parity gate \(cosine 0\.31\).*--precision"):
+        student.artifact(tmp_path, "fp32")
+
+
+def test_another_trained_student_is_exported_anew(artifacts, tmp_path, monkeypatch):
+    exported = []
+
+    def export_zoo(folder):
+        exported.append(folder)
+        for file in artifacts["fp32"].parent.glob("*.tflite*"):
+            shutil.copyfile(file, folder / file.name)
+
+    monkeypatch.setattr(student, "export_zoo", export_zoo)
+    monkeypatch.setattr(student, "HERE", tmp_path)
+    monkeypatch.setattr(registry, "ZOO", tmp_path)
+    for weights in (b"old", b"old", b"new"):
+        (tmp_path / f"{student.ZOO}.safetensors").write_bytes(weights)
+        file = student.artifact(None, "fp32")
+        assert file.parent == exported[-1]
+    assert len(exported) == len(set(exported)) == 2
+
+
+def test_a_bad_app_never_replaces_a_good_one(tmp_path, monkeypatch):
+    def verify(apk, abis):
+        assert apk.read_bytes() == b"new"
+        if abis == ["bad"]:
+            raise UserError("the new APK is not aligned")
+        return ["fine"]
+
+    monkeypatch.setattr(build, "_key", lambda: tmp_path / "key")
+    monkeypatch.setattr(build, "run", lambda command, _: Path(command[command.index("--out") + 1]).write_bytes(b"new"))
+    monkeypatch.setattr(build, "verify", verify)
+    out = tmp_path / "app.apk"
+    out.write_bytes(b"good")
+    with pytest.raises(UserError, match="not aligned"):
+        build._signed(tmp_path / "aligned.apk", ["bad"], out)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"good"]
+    assert build._signed(tmp_path / "aligned.apk", ["arm64-v8a"], out) == ["fine"]
+    assert out.read_bytes() == b"new"
 
 
 def test_alignment_is_read_from_the_segments():

@@ -1,10 +1,14 @@
 """The page in headless Chromium: a fake camera shows real faces; it enrols, knows again, refuses, and measures."""
 
+import base64
 import http.client
+import http.server
 import json
 import re
 import shutil
+import subprocess
 import threading
+from functools import partial
 from urllib.parse import urlsplit
 
 import cv2
@@ -290,3 +294,64 @@ def test_the_server_gives_what_it_must_and_no_more(address):
     for path in ("/../serve.py", "/vendor/litert/../../../x.json", "/vendor/litert/wasm/../package.json",
                  "/%2e%2e/serve.py", "/README.md", "//etc/passwd", "/models/"):  # fmt: skip
         assert get(path)[0] == 404, path
+
+
+def test_no_address_leaves_its_folder_and_no_other_site_is_answered(tmp_path):
+    for file in ("web/index.html", "vendor/x.js", "secret.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    (tmp_path / "web" / "link.json").symlink_to(tmp_path / "secret.json")
+    handler = partial(serve.Handler, {"vendor/": tmp_path / "vendor", "": tmp_path / "web"})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        port = serving.server_address[1]
+
+        def get(path, host):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", path, headers={"Host": host})
+            return connection.getresponse().status
+
+        paths = {"/": 200, "/vendor/x.js": 200, f"/vendor/{tmp_path}/secret.json": 404, "/link.json": 404,
+                 f"/{tmp_path}/secret.json": 404, "/vendor/../secret.json": 404}  # fmt: skip
+        assert {path: get(path, "localhost") for path in paths} == paths
+        hosts = {f"localhost:{port}": 200, f"127.0.0.1:{port}": 200, f"[::1]:{port}": 200, "evil.example": 403,
+                 f"evil.example:{port}": 403, "localhost.evil.example": 403, "": 403}  # fmt: skip
+        assert {host: get("/", host) for host in hosts} == hosts
+        serving.shutdown()
+
+
+def test_half_a_pixel_rounds_as_pythons(tmp_path):
+    if shutil.which("node") is None:
+        pytest.skip("not installed: node")
+    runtime = tmp_path / "node_modules" / "@litertjs" / "core"
+    runtime.mkdir(parents=True)
+    for folder in (tmp_path, runtime):
+        (folder / "package.json").write_text('{"type": "module", "main": "index.js"}')
+    # As much of LiteRT.js as the search for a face gives its input to.
+    (runtime / "index.js").write_text("""
+      export class Tensor { constructor(data) { throw data; } }
+      export const [loadAndCompile, loadLiteRt] = [null, null];
+    """)
+    for name in ("faces.js", "models.js"):
+        shutil.copyfile(serve.HERE / "web" / name, tmp_path / name)
+    # A sixteenth of 676 px, twice: 84.5. Sixteen times the target is exact, so the scale is.
+    photo = np.random.default_rng(0).integers(0, 256, (676, 676, 3), dtype=np.uint8)
+    landmarks = align._LOOSE * 16
+    (tmp_path / "given.json").write_text(json.dumps({
+        "rgb": base64.b64encode(photo.tobytes()).decode(), "landmarks": landmarks.tolist()}))  # fmt: skip
+    (tmp_path / "main.js").write_text("""
+      import { readFileSync } from 'node:fs';
+      import { looseCrop } from './faces.js';
+      import { Demo } from './models.js';
+      const { rgb, landmarks } = JSON.parse(readFileSync('given.json'));
+      const loose = looseCrop({ width: 676, height: 676, data: Buffer.from(rgb, 'base64') }, landmarks);
+      // Half of 169 rows: 84.5. What is not photo is -1.
+      const fed = await new Demo().find({ width: 256, height: 169, data: new Uint8Array(256 * 169 * 3).fill(255) })
+        .catch((data) => data);
+      console.log(JSON.stringify({ loose: [...loose.image.data], values: fed.filter((value) => value === 1).length }));
+    """)
+    done = subprocess.run(["node", "main.js"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    expected, _ = align.loose_crop(photo, landmarks)
+    assert np.abs(np.array(found["loose"]) - expected.ravel().astype(int)).max() <= 1
+    assert found["values"] == round(84.5) * 128 * 3

@@ -2,12 +2,13 @@ import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
 import export
 from benchmarks import __main__ as overview
-from benchmarks import compare, operators
+from benchmarks import compare, memory, operators
 
 ROW = {
     "artifact": "s.onnx", "runtime": "onnxruntime 1.0", "device": "cpu", "threads": 1, "batch": 32,
@@ -44,6 +45,12 @@ def test_rows_of_one_file_alone_are_told(tmp_path):
     ]
 
 
+def test_two_rows_of_one_name_are_told(tmp_path):
+    done = CliRunner().invoke(compare.main, _files(tmp_path, [ROW], [ROW, ROW | {"faces_per_second": 7.0}]))
+    assert done.exit_code == 2
+    assert "two rows are called s.onnx onnxruntime fp32, cpu, 1 thread(s), batch 32: rename one" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"throughput": [{"batch": 1}]}'])
 def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
     file = tmp_path / "x.json"
@@ -77,6 +84,18 @@ def test_operators_of_tiny16(tiny_files, runtime):
     # Most products keep their names through fusion, and each is counted once.
     named = [row["macs"] for row in rows if row["macs"]]
     assert 0.8 * 1_470_464 <= sum(named) <= 1_470_464
+
+
+def test_weights_among_the_inputs_are_no_inputs(tiny_files, tmp_path):
+    """As files of IR version 3 have them."""
+    model = onnx.load(str(tiny_files["fp32"]))
+    for one in model.graph.initializer:
+        # A scalar has no first side that could be a batch.
+        model.graph.input.append(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims))
+    onnx.save(model, str(tmp_path / "listed.onnx"))
+    for file in (tiny_files["fp32"], tmp_path / "listed.onnx"):
+        assert sum(operators.conv_macs(file).values()) == 1_470_464
+        assert memory.activations(file, 16) == memory.activations(tiny_files["fp32"], 16)
 
 
 def test_what_bounds_it_by_hand():

@@ -23,7 +23,7 @@ def _row(rate, iqr, **changes):
 
 def test_two_passes_agree_within_the_spread_that_they_state():
     rows = noise.joined(
-        [_row(1000.0, 50.0), _row(500.0, 10.0, batch=1)], [_row(500.0, 15.0, batch=1), _row(940.0, 60.0)]
+        [_row(1000.0, 50.0), _row(500.0, 10.0, batch=1)], [_row(940.0, 60.0), _row(500.0, 15.0, batch=1)]
     )
     assert [row["faces_per_second"] for row in rows] == [1000.0, 500.0]
     assert [row["iqr"] for row in rows] == [60.0, 15.0]
@@ -33,6 +33,26 @@ def test_two_passes_agree_within_the_spread_that_they_state():
     assert (found["quiet"], found["apart"], found["rows"]) == (False, 1, 3)
     assert found["most_apart"] == pytest.approx(0.1)
     assert "too noisy: in 1 of 3 rows" in found["text"]
+
+
+def test_passes_of_two_files_of_one_name_stay_apart():
+    rows = noise.joined([_row(1000.0, 1.0), _row(10.0, 1.0)], [_row(1000.0, 1.0), _row(10.0, 1.0)])
+    assert [row["passes"] for row in rows] == [
+        {"medians": [1000.0, 1000.0], "agree": True}, {"medians": [10.0, 10.0], "agree": True},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_figure_of_a_free_core_is_of_one_thread_alone(tiny_files, threads):
+    runner = cpu_runtimes.open_runner(tiny_files["fp32"], "onnxruntime", threads)
+    row = latency.full_row(runner, 2, [0], windows=1)
+    line = speed_table.markdown([row], ["faces/s, free core", "of peak, free core"]).splitlines()[-1]
+    if threads == 1:
+        assert row["scaled"]["faces_per_second"] > 0
+        assert line.endswith("% |")
+    else:
+        assert row["scaled"] == {"faces_per_second": None, "share": None}
+        assert line == "| - | - |"
 
 
 def test_a_runtimes_version_does_not_part_rows():

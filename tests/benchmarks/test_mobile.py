@@ -18,7 +18,7 @@ echo "$@" >> "$here/log"
 [ "$1" = devices ] && { cat "$here/devices"; exit 0; }
 [ "$1" = -s ] && shift 2
 case "$1" in
-push) cp "$2" "$here/pushed/" || exit 1;;
+push) cp "$2" "$here/pushed/${3##*/}" || exit 1;;
 shell) case "$2" in
   *ro.product.model*) echo "Pixel Test";;
   getprop*) echo unknown;;
@@ -55,7 +55,13 @@ def built(tmp_path, monkeypatch):
 
 def test_a_phone_is_measured_on_its_last_big_core(adb, built, tiny_files, tmp_path):
     out = tmp_path / "rows.json"
-    command = ["phone", str(tiny_files["tflite-int8"]), "--json", str(out), "--runs", "500"]
+    # A name that a shell would take apart.
+    file = tmp_path / "my student;reboot.tflite"
+    for end in ("", ".json"):
+        shutil.copyfile(f"{tiny_files['tflite-int8']}{end}", f"{file}{end}")
+    card = json.loads(Path(f"{file}.json").read_text())
+    Path(f"{file}.json").write_text(json.dumps(card | {"file": file.name}))
+    command = ["phone", str(file), "--json", str(out), "--runs", "500"]
     done = CliRunner().invoke(mobile.main, command)
     assert done.exit_code == 0, done.output
     (row,) = json.loads(out.read_text())["mobile"]
@@ -65,12 +71,13 @@ def test_a_phone_is_measured_on_its_last_big_core(adb, built, tiny_files, tmp_pa
     assert row["celsius"] == [29.1, 29.1]
     log = (adb / "log").read_text()
     # Bit 7 of the mask, and the arguments that phone.c takes.
-    assert "taskset 80 ./phone tiny16-int8.tflite faces.bin 500 1" in log
+    assert "taskset 80 ./phone student.tflite faces.bin 500 1" in log
+    assert ";reboot" not in "".join(line for line in log.splitlines() if " shell " in line)
     pushed = {file.name: file.stat().st_size for file in (adb / "pushed").iterdir()}
-    assert set(pushed) == {"phone", "liblitert-lm.so", "tiny16-int8.tflite", "faces.bin"}
+    assert set(pushed) == {"phone", "liblitert-lm.so", "student.tflite", "faces.bin"}
     # 64 faces as the file takes them: a byte a value.
     assert pushed["faces.bin"] == 64 * 16 * 16 * 3
-    assert "| Pixel Test | tiny16-int8.tflite | 7 | 1,234 |" in done.stdout
+    assert "| Pixel Test | my student;reboot.tflite | 7 | 1,234 |" in done.stdout
 
 
 @pytest.mark.parametrize(

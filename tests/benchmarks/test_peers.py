@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import embedders, peers, plots
+from benchmarks.students import artifacts_of
 from faces.sources import open_faces
 from faces.verification import make_pairs
 
@@ -40,16 +41,29 @@ def test_any_onnx_file_is_a_peer_and_a_missing_one_a_row(tiny_files, tmp_path, m
     out = tmp_path / "peers.json"
     monkeypatch.setattr(peers, "make_pairs", make_pairs, raising=False)
     monkeypatch.setattr(peers.verification, "make_pairs", lambda ids, seed: make_pairs(ids, seed, most=30))
-    command = ["--no-dlib", "--onnx", f"{tiny_files['fp32']}?mean=0,0,0&std=1,1,1", "--peer", "swin_b", "--json",
-               str(out), "--plot", str(tmp_path / "p.svg")]  # fmt: skip
+
+    def of_teacher(name, weights=None):
+        return embedders.of_teacher(name, weights) if "odd" not in name else [][0]
+
+    monkeypatch.setattr(peers, "of_teacher", of_teacher)
+    command = ["--no-dlib", "--onnx", f"{tiny_files['fp32']}?mean=0,0,0&std=1,1,1", "--onnx", "odd.onnx", "--peer",
+               "swin_b", "--json", str(out), "--plot", str(tmp_path / "p.svg")]  # fmt: skip
     done = CliRunner().invoke(peers.main, command)
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())
+    assert found["not_run"][1] == {"peer": "odd.onnx", "not_run": "IndexError: list index out of range"}
     (row,) = found["peers"]
     assert row["macs"] == 1_470_464
     assert found["not_run"][0]["peer"] == "swin_b"
     assert "Not run: swin_b" in done.stdout
     assert (tmp_path / "p.svg").stat().st_size > 1000
+
+
+def test_half_precision_has_as_many_parameters(tiny_files):
+    with artifacts_of("tiny16", ("fp16",)) as files:
+        half = next(embedders._of_onnx(file)[:2] for file in files if file.suffix == ".onnx")
+    assert half == embedders._of_onnx(tiny_files["fp32"])[:2]
+    assert half[0] > 100_000
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,7 @@ public final class CoreTest {
         check(Verdict.of(same, sidecar, "1e-3").same, "the same is not");
         check(!Verdict.of(other, sidecar, "1e-3").same, "another is the same");
         check(Verdict.of(other, sidecar, "1e-3").text.contains("threshold"), "no threshold is named");
+        check(Verdict.of(same, sidecar, "1e-3").text.contains("1e-3 for each enrolled face compared"), "of what rate");
         Verdict none = Verdict.of(same, sidecar, "1e-9");
         check(none.same == null && none.text.contains("No decision"), none.text);
     }

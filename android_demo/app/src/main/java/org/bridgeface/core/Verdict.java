@@ -28,7 +28,9 @@ public final class Verdict {
         return new Verdict(
                 same,
                 String.format(
-                        Locale.US, "%s %s: score %.3f, threshold %.3f at a false match rate of %s.",
+                        Locale.US,
+                        "%s %s: score %.3f, threshold %.3f at a false match rate of %s for each enrolled face "
+                                + "compared: the more there are, the more often a stranger passes.",
                         same ? "Same person as" : "Not", match.name, match.score, threshold, fmr));
     }
 }
