@@ -1,6 +1,7 @@
 """Stage report: gather what the stages measured into results.json, then write the page and the card."""
 
 import platform
+import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(run: Run) -> dict[str, Any]:
         "reference": facts["evaluate"]["reference"] or None,
         "data": {key: facts["data"][key] for key in ("public", "split", "skipped", "landmark_misses")},
         "run": {
-            "command": command(),
+            "command": _command(),
             "started": run.started(),
             "cpu": _cpu(),
             "cores": cores(),
@@ -63,6 +64,18 @@ def run(run: Run) -> dict[str, Any]:
     page = write_report(run.folder)
     write_model_card(run.folder)
     return {"summary": str(page)}
+
+
+def _command() -> str:
+    """This process's command without what a run is split by: whoever types it gets the whole run, from its start."""
+    words = iter(shlex.split(command()))
+    kept = []
+    for word in words:
+        if word == "--stages":
+            next(words, None)
+        elif word not in ("--dry-run", "--fresh", "--resume") and not word.startswith("--stages="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:

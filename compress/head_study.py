@@ -3,6 +3,7 @@ network trained there from scratch: `python -m compress.study head --help`."""
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def head(
     for file in named.values():
         load_weights(create_student(student), file)
     target, images = open_target(concatenate([open_faces(spec) for spec in specs]), counts)
-    told = measure(config, named, target, images, seeds, folder, read_only)
+    told = measure(config, named, target, images, seeds, folder, read_only, kept=range(SEEDS))
     told["data"] = [Path(spec).name for spec in specs]
     write(told, out, f"{student}-head")
 
@@ -132,9 +133,11 @@ def open_target(faces: Faces, counts: tuple[int, ...]) -> tuple[Target, list[int
 
 def measure(
     config: Config, weights: dict[str, Path], target: Target, images: list[int], seeds: tuple[int, ...], folder: Path,
-    read_only: bool = False,
+    read_only: bool = False, kept: Iterable[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Run what has not been run and tell all: what head.json holds."""
+    """Run what has not been run of `seeds`, and tell these and those of `kept` that were run before: what head.json
+    holds."""
+    told = sorted({*seeds, *kept})
     heads = Heads(config, target, folder)
     rows = [(name, row, file) for name, file in weights.items() for row in (AS_IS, FINETUNED)]
     named: list[tuple[str, str, Path | None]] = [*rows, ("", SCRATCH, None)]
@@ -147,22 +150,24 @@ def measure(
         "title": "A head fine-tuned on a target set (bridge distillation, Figure 6)",
         "protocol": "closed-set", "student": config.distill.student, "samples": config.distill.samples,
         "people": len(target.names), "test_images": len(target.test), "baseline": SCRATCH,
-        "rows": [_entry(heads, name, row, file, n) for name, row, file in named for n in images],
+        "rows": [_entry(heads, name, row, file, n, told) for name, row, file in named for n in images],
     }  # fmt: skip
 
 
-def _entry(heads: Heads, name: str, row: str, file: Path | None, images: int) -> dict[str, Any]:
-    seeds, mine = _errors(heads, row, file, images)
-    baseline = _errors(heads, SCRATCH, None, images)[1] if row != SCRATCH else {}
+def _entry(heads: Heads, name: str, row: str, file: Path | None, images: int, told: list[int]) -> dict[str, Any]:
+    seeds, mine = _errors(heads, row, file, images, told)
+    baseline = _errors(heads, SCRATCH, None, images, told)[1] if row != SCRATCH else {}
     found: dict[str, Any] = {"row": row, "weights": name, "images": images, "seeds": seeds}
     for top, values in mine.items():
         found[top] = people_summary(values, baseline.get(top), heads.target.person)
     return found
 
 
-def _errors(heads: Heads, row: str, file: Path | None, images: int) -> tuple[list[int], dict[str, np.ndarray]]:
-    """The seeds that were run, and the share of them that gets each test image wrong, (T,)."""
-    there = {seed: kept for seed in range(SEEDS) if (kept := heads.read(row, file, images, seed)) is not None}
+def _errors(
+    heads: Heads, row: str, file: Path | None, images: int, told: list[int]
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Those of the seeds that were run, and the share of them that gets each test image wrong, (T,)."""
+    there = {seed: kept for seed in told if (kept := heads.read(row, file, images, seed)) is not None}
     if not there:
         return [], {}
     ranks = np.stack([kept["ranks"] for kept in there.values()])

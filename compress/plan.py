@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from compress.adapt import fit_adapter
 from compress.config import Config
 from compress.distill import start_student, weights_file
 from compress.run import Run, Stage, cores, threads
@@ -27,12 +28,13 @@ from students.train import train_student
 from teachers.backbones.bootstrap import fast_bfloat16
 from teachers.bootstrap import view_count
 from teachers.ensemble import Ensemble
+from teachers.evaluate import CROSS_PX
 from teachers.registry import create_teacher, is_stand_in, weight_files
 from teachers.teacher import Teacher
 
 _STEPS = 8
 # The wall time of the stages that do not grow with the data: export of two files, their timing, the report.
-_FIXED = {"adapt": 10.0, "export": 30.0, "benchmark": 15.0, "report": 10.0}
+_FIXED = {"export": 30.0, "benchmark": 15.0, "report": 10.0}
 
 
 def choose(stages: Sequence[Stage], names: str | None) -> list[Stage]:
@@ -100,10 +102,11 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
     console = Console()
     for line in notes(config):
         console.print(line, soft_wrap=True)
-    count = sum(1 for spec in config.data.public for _ in recognise(spec)[0]())
+    names = [record.identity for spec in config.data.public for record in recognise(spec)[0]()]
+    count, people = len(names), len({*names} - {None})
     console.print(f"{count} records of public faces in {', '.join(config.data.public)}; timing a few steps ...")
     with threads(1):
-        seconds = {**_FIXED, **_measured(config, count)}
+        seconds = {**_FIXED, **_measured(config, count, people)}
     run = Run(folder, config, quiet=True)
     console.print(f"run folder {folder}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
@@ -113,31 +116,53 @@ def show(stages: Sequence[Stage], folder: Path, config: Config) -> None:
         todo = ("to do", f"{seconds[stage.name]:,.0f} s")
         table.add_row(stage.name, *(("done", "-") if run.is_done(stage) else todo))
     console.print(table)
-    how = config.distill
-    side = crop_side(max((create_student(how.student).input_px, *how.sizes)), how.margin)
-    kept = count + config.data.virtual
-    crops = kept * CROP_PX**2 * 3
-    memory = 2 * crops + kept * (side**2 * 3 + 4 * EMBEDDING_DIM) + 1.5e9
-    disk = crops + kept * 4 * (EMBEDDING_DIM + 512) + 50e6
+    disk, memory = _room(config, count)
     console.print(f"about {disk / 1e9:.1f} GB of disk in the run folder, {memory / 1e9:.1f} GB of memory")
 
 
-def _measured(config: Config, count: int) -> dict[str, float]:
+def _room(config: Config, count: int) -> tuple[float, float]:
+    """Bytes of disk in the run folder, and of memory."""
+    how = config.distill
+    px = create_student(how.student).input_px
+    kept = count + config.data.virtual
+    images = kept * CROP_PX**2 * 3
+    crops = kept * crop_side(max((px, *how.sizes)), how.margin) ** 2 * 3
+    disk = images + crops + kept * 4 * (EMBEDDING_DIM + 512) + 50e6
+    memory = 2 * images + crops + kept * (how.versions * 3 * px**2 + 4 * EMBEDDING_DIM) + 1.5e9
+    return disk, memory
+
+
+def _measured(config: Config, count: int, people: int) -> dict[str, float]:
     """Seconds of the stages that grow with the data, by arithmetic from a few timed steps on this machine."""
     teacher = create_teacher(config.teacher.name, config.teacher.weights).to(config.device)
     a_face = _seconds_a_face(teacher)
     how = config.distill
-    views = 0
-    if teacher.bootstrap:
-        views = view_count(round(count * (1 - config.data.test_share)), config.teacher.views)
     tested = round(count * config.data.test_share)
+    embedded = (count + config.data.virtual) * (2 if config.teacher.mirror else 1)
+    seconds = (embedded + _tuning_faces(config, tested)) * a_face
+    if teacher.bootstrap:
+        views = view_count(count - tested, config.teacher.views)
+        seconds += views * a_face + (embedded + views) * _seconds_a_face(create_teacher(REFERENCE).to(config.device))
     students = 2 if teacher.bootstrap else 1
     return {
         "data": count * _DETECT,
-        "teacher": ((count + config.data.virtual) * (2 if config.teacher.mirror else 1) + views) * a_face,
+        "teacher": seconds,
+        "adapt": students * _seconds_to_adapt(config, teacher.embedding_dim, people),
         "distill": students * how.steps * _seconds_a_step(config),
         "evaluate": tested * (1 + len(config.evaluate.px)) * a_face,
     }
+
+
+def _tuning_faces(config: Config, tested: int) -> int:
+    """How many faces' embedding takes as long as the teacher's fine-tuning."""
+    how = config.teacher.finetune
+    if how.method == "none":
+        return 0
+    views = {"octuplet": 1 + how.copies, "qgface": 1 + how.both_views}.get(how.method, 1)
+    # Forward and backward take three times the forward pass; the anchor asks the teacher as it was, too.
+    passes = 3 * views + (how.method == "octuplet" and how.anchor > 0)
+    checked = (config.teacher.checks + 1) * len(CROSS_PX) * min(tested, 2 * config.teacher.check_pairs)
+    return how.steps * how.accumulate * (how.batch + how.unlabelled) * passes + checked
 
 
 # Detecting and aligning one face of about 100 px on one core.
@@ -153,9 +178,26 @@ def _seconds_a_crop(teacher: Teacher, batch: int) -> float:
     forward = getattr(teacher.backbone, "features", teacher.backbone) if teacher.bootstrap else teacher
     with torch.inference_mode(), threads(cores()):
         forward(images)
-        began = time.perf_counter()
+        began = _clock(teacher.device)
         forward(images)
-    return (time.perf_counter() - began) / batch
+        return (_clock(teacher.device) - began) / batch
+
+
+def _clock(device: torch.device) -> float:
+    """The time when all that was asked of the device is done: a GPU works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _seconds_to_adapt(config: Config, width: int, people: int) -> float:
+    """Of both fits of stage adapt, whose classification layers grow with the people."""
+    how, began = config.adapt, list[float]()
+    features = np.random.default_rng(0).standard_normal((how.batch, width)).astype(np.float32)
+    labels = np.linspace(0, people - 1, how.batch).astype(np.int64) if people else np.full(how.batch, -1)
+    fit_adapter(features, labels, replace(how, steps=_STEPS), 0, lambda _: began.append(time.perf_counter()))
+    # Without people there is no softmax layer to fit first, and half as many steps.
+    return how.steps * len(began) / _STEPS * float(np.diff(began)[2:].mean())
 
 
 def _seconds_a_step(config: Config) -> float:

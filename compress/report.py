@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from compress import results, strip, words
 from compress.figures import accuracy_figures, finetune_curves, loss_curve, speed_bars
+from compress.result_artifacts import Artifact
 from compress.results import Accuracy, Results, Throughput
 from export.sidecar import Threshold, path_of
 from faces.errors import UserError
@@ -35,7 +36,8 @@ def write_report(folder: Path) -> Path:
         "figures": accuracy_figures(run),
         "bars": speed_bars(run.throughput),
         "curve": loss_curve(folder / "curves.csv"),
-        "finetune": finetune_curves(folder / "finetune.csv"),
+        # A folder used again may hold the curves of an earlier run.
+        "finetune": finetune_curves(folder / "finetune.csv") if run.teacher.finetuned else [],
         "strip": strip.read(folder / "strip.npz"),
     }
     return _write(folder / "report.html", "report.html.j2", view)
@@ -70,6 +72,7 @@ def _view(run: Results) -> dict[str, Any]:
     where = (headline.data, headline.split) if headline else None
     here = {(row.model, row.protocol): row for row in run.accuracy if (row.data, row.split) == where}
     full = [row for row in run.accuracy if row.model == "teacher" and row.kind == "full"]
+    files = {role: [a for a in run.artifacts if (a.model or "student") == role] for role in ("student", "teacher")}
     return {
         "r": run,
         "headline": headline,
@@ -77,8 +80,11 @@ def _view(run: Results) -> dict[str, Any]:
         "here": here,
         "teacher_full": here.get(("teacher", "full")) or (full[0] if full else None),
         "protocols": _protocols(here, headline),
-        "smallest": min(run.artifacts, key=lambda a: (a.parity.passed is not True, a.bytes), default=None),
-        "parity": _verdict(run),
+        "smallest": {
+            role: min(own, key=lambda a: (a.parity.passed is not True, a.bytes), default=None)
+            for role, own in files.items()
+        },
+        "parity": {role: _verdict(own) for role, own in files.items()},
         "speed": {role: _fastest(run.throughput, role) for role in ("student", "teacher")},
         "rates": sorted({rate for row in run.accuracy for rate in row.tar_at_far}, key=float, reverse=True),
         "references": run.reference or [],
@@ -101,9 +107,9 @@ def _protocols(here: dict[tuple[str, str], Accuracy], headline: Accuracy | None)
     return [protocol for protocol in ("full", f"same{px}", f"cross{px}") if protocol in there]
 
 
-def _verdict(run: Results) -> dict[str, Any]:
+def _verdict(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """How many artifacts passed, failed and were not judged, and one word for all."""
-    verdicts = [artifact.parity.passed for artifact in run.artifacts]
+    verdicts = [artifact.parity.passed for artifact in artifacts]
     passed, failed, open_ = (sum(v is state for v in verdicts) for state in (True, False, None))
     word = "failed" if failed else "not judged" if not passed else "passed"
     return {"word": word, "passed": passed, "failed": failed, "open": open_, "all": len(verdicts)}

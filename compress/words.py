@@ -87,9 +87,16 @@ def markdown(text: object) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 
 
+def code_block(text: str) -> str:
+    """User text, unaltered, as a fenced Markdown block: its fence is longer than any in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}sh\n{text}\n{fence}"
+
+
 FILTERS = {
     function.__name__: function
     for function in (
         percent, short, digits, count, size, duration, spread, preprocessing, pretty, breakable, markdown,
+        code_block,
     )
 }  # fmt: skip

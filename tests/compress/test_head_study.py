@@ -117,6 +117,8 @@ def test_curves_of_a_student_as_it_is_fine_tuned_and_from_scratch(people, tmp_pa
     assert max(map(len, done.output.splitlines())) > 80, "piped, the table was cut"
     assert "closed-set" in (tmp_path / "tiny16-head.md").read_text()
     before = (tmp_path / "tiny16-head.json").read_bytes()
+    assert head(people, tmp_path, *arguments[:-2]).exit_code == 0
+    assert (tmp_path / "tiny16-head.json").read_bytes() == before, "what is kept of another seed was left out"
     assert head(people, tmp_path, *arguments).exit_code == 0
     assert len(trained) == 4, "a row that is there was trained again"
     assert (tmp_path / "tiny16-head.json").read_bytes() == before
@@ -158,6 +160,17 @@ def test_after_a_run_its_student_gets_a_head(people, tmp_path):
     fitted = np.load(tmp_path / "head.npz", allow_pickle=False)
     assert fitted["weight"].shape == (6, 128)
     assert fitted["names"].tolist() == [f"s{i}" for i in range(1, 7)]
+
+
+def test_after_a_run_its_own_seed_alone_is_told(people, tmp_path):
+    save_file(load("tiny16", pretrained=True).state_dict(), tmp_path / "student.safetensors")
+    for seed in (3, 20, 2**32 - 1):
+        config = load_config("quick", None, {}, SETTINGS, seed=seed)
+        with Run.open(tmp_path, config, quiet=True) as run:
+            run.facts = lambda stage: {}
+            head_study.after_run(run, str(people))
+        told = json.loads((tmp_path / "head.json").read_text())
+        assert all(row["seeds"] == [seed] and "top1" in row for row in told["rows"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from compress import plan
 from compress.config import load_config
@@ -61,7 +63,7 @@ def test_a_teacher_that_cannot_be_fine_tuned_is_refused_before_any_work(monkeypa
 def test_expected_times_grow_with_the_work():
     def seconds(*settings, count=400):
         options = {"teacher.name": "dlib_resnet", "distill.batch": 32}
-        return plan._measured(load_config("quick", None, options, settings), count)
+        return plan._measured(load_config("quick", None, options, settings), count, 40)
 
     short, long = seconds("distill.samples=3200"), seconds("distill.samples=3200000")
     assert set(short) | set(plan._FIXED) == {stage.name for stage in STAGES}
@@ -70,15 +72,77 @@ def test_expected_times_grow_with_the_work():
     assert seconds(count=4000)["data"] == pytest.approx(10 * short["data"])
 
 
+def test_expected_time_to_adapt_grows_with_steps_and_people():
+    def seconds(steps, people):
+        return plan._seconds_to_adapt(load_config("quick", None, {"adapt.steps": steps}, []), 128, people)
+
+    few = seconds(600, 40)
+    assert seconds(60000, 40) > 20 * few
+    assert seconds(600, 5000) > 2 * few
+    assert seconds(600, 0) > 0
+
+
 def test_mirror_images_double_the_teachers_time(monkeypatch):
     monkeypatch.setattr(plan, "_seconds_a_face", lambda teacher: 0.5)
     monkeypatch.setattr(plan, "_seconds_a_step", lambda config: 0.0)
     once, twice = (
-        plan._measured(load_config("quick", None, {"teacher.name": "dlib_resnet"}, [setting]), 400)["teacher"]
+        plan._measured(load_config("quick", None, {"teacher.name": "dlib_resnet"}, [setting]), 400, 40)["teacher"]
         for setting in ("teacher.mirror=false", "teacher.mirror=true")
     )
     assert once == 0.5 * 2400
     assert twice == 2 * once
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        (["method=full", "steps=50", "batch=10"], 50 * 10 * 3),
+        (["method=qgface", "steps=50", "batch=10"], 50 * 10 * 6),
+        (["method=qgface", "steps=50", "batch=10", "both_views=false"], 50 * 10 * 3),
+        (["method=octuplet", "steps=50", "batch=10", "copies=3", "anchor=0"], 50 * 10 * 12),
+        (["method=octuplet", "steps=50", "batch=10", "copies=1", "unlabelled=5"], 50 * 15 * 7),
+        (["method=full", "steps=50", "batch=10", "accumulate=2"], 50 * 20 * 3),
+    ],
+)
+def test_fine_tuning_takes_its_time(monkeypatch, settings, passes):
+    monkeypatch.setattr(plan, "_seconds_a_face", lambda teacher: 0.5)
+    monkeypatch.setattr(plan, "_seconds_a_step", lambda config: 0.0)
+    before, found = (
+        plan._measured(load_config("quick", None, {"teacher.name": "dlib_resnet"}, some), 400, 40)["teacher"]
+        for some in ([], [f"teacher.finetune.{one}" for one in settings])
+    )
+    # At the start and once more: 20 genuine pairs and as many impostors, at five resolutions.
+    assert found - before == 0.5 * (passes + 2 * 5 * 40)
+
+
+def test_a_bootstraps_reference_is_timed_too(monkeypatch):
+    monkeypatch.setattr(plan, "_seconds_a_face", lambda teacher: 0.5 if teacher.bootstrap else 0.25)
+    monkeypatch.setattr(plan, "_seconds_a_step", lambda config: 0.0)
+    monkeypatch.setattr(plan, "_seconds_to_adapt", lambda *_: 2.0)
+    found = plan._measured(load_config("quick", None, {"teacher.name": "swin_b"}, []), 400, 40)
+    assert (found["teacher"], found["adapt"]) == ((2400 + 900) * 0.75, 4.0)
+
+
+def test_a_gpu_has_done_its_work_when_the_clock_is_read(monkeypatch):
+    done, zeros = [], torch.zeros
+    monkeypatch.setattr(plan.torch, "zeros", lambda *shape, device: zeros(*shape))
+    monkeypatch.setattr(plan.torch.cuda, "synchronize", lambda device: done.append("wait"))
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: done.append("clock") or 0.0)
+    backbone = SimpleNamespace(features=lambda x: done.append("work"))
+    teacher = SimpleNamespace(input_px=8, device=torch.device("cuda"), bootstrap=True, backbone=backbone)
+    plan._seconds_a_crop(teacher, 2)
+    assert done == ["work", "wait", "clock", "work", "wait", "clock"]
+
+
+def test_fixed_versions_and_the_store_of_crops_take_room():
+    def room(*settings):
+        options = {"distill.student": "tiny16", "data.virtual": 0}
+        return plan._room(load_config("quick", None, options, settings), 1000)
+
+    (disk, memory), (_, fixed) = room(), room("distill.versions=16")
+    assert fixed - memory == 16 * 1000 * 3 * 16**2
+    # Crops of 48 px, stored images of 128 px, features and targets.
+    assert disk - 50e6 == 1000 * (48**2 * 3 + 128**2 * 3 + 4 * (128 + 512))
 
 
 def test_an_optimiser_without_its_package_is_refused_before_any_work(monkeypatch):

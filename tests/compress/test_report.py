@@ -4,6 +4,7 @@ import html.parser
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import fake_run
 import numpy as np
 import pytest
 
+from compress import collect
 from compress.report import write_model_card, write_report
+from compress.zoo import published
 from faces.errors import UserError
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;$\\frac{$ | `_x_`](javascript:1)"
@@ -142,6 +145,66 @@ def test_the_headline_is_the_student_at_16_px(tmp_path: Path) -> None:
     assert "✗ failed" in failed
 
 
+def test_a_teachers_files_are_told_apart_from_the_students(tmp_path: Path) -> None:
+    value = fake_run.results()
+    for artifact in value["artifacts"]:
+        artifact["parity"] |= {"passed": True}
+    assert _row(_report(tmp_path, value), "Artifacts equal to the model") == ["✓ passed 3 of 3", "not exported"]
+    for precision, size, passed in (("fp32", 22_000_000, True), ("fp16", 11_000, False)):
+        parity = {"max_abs": 0.1, "cosine_min": 0.99, "passed": passed, "reason": "least cosine"}
+        about = {"path": f"teacher-{precision}.onnx", "model": "teacher", "precision": precision, "bytes": size}
+        value["artifacts"].append(value["artifacts"][0] | about | {"parity": parity})
+    page = _report(tmp_path, value)
+    assert _row(page, "Artifacts equal to the model") == ["✓ passed 3 of 3", "✗ failed 1 of 2"]
+    assert _row(page, "Size") == ["271 kB artifacts/student_fp16.engine, fp16", "22 MB teacher-fp32.onnx, fp32"]
+    tiles = re.sub(r"\s*\n\s*", "", _Page(page).text)
+    assert "Smallest artifact271 kBtensorrt, fp16" in tiles
+    assert "Paritypassed3 of 3 artifacts passed1 of 2 teacher artifacts passed, 1 failed" in tiles
+
+
+def _row(page: str, title: str) -> list[str]:
+    """The cells of a row of the headline table, as text."""
+    row = page.partition(f'<th scope="row">{title}</th>')[2].partition("</tr>")[0]
+    return [" ".join(re.sub("<[^>]+>", "", cell).split()) for cell in row.split("</td>")[:-1]]
+
+
+def test_an_earlier_runs_fine_tuning_is_not_drawn(tmp_path: Path) -> None:
+    value = fake_run.results()
+    fake_run.write(tmp_path, value)
+    (tmp_path / "finetune.csv").write_text("step,loss,lr\n1,3.0,0.1\n2,2.0,0.05\n")
+    assert 'id="finetune"' not in write_report(tmp_path).read_text()
+    value["teacher"] |= {"method": "full", "finetuned": {"steps": 2, "trained": 10}}
+    page = _report(tmp_path, value)
+    assert 'id="finetune"' in page
+    assert "of the fine-tuning" in page
+
+
+@pytest.mark.parametrize("setting", ["a=  b", "a=~/_x_", "a=```", "a=1\n````\n2", "a=it's"])
+def test_the_card_tells_the_command_as_it_was_typed(setting: str, tmp_path: Path) -> None:
+    data = tmp_path / "my  ~_faces_" / "a_b.tar"
+    data.parent.mkdir()
+    data.write_bytes(b"faces")
+    value = fake_run.results()
+    typed = ["python", "-m", "compress.pipeline", "--set", setting, "--data"]
+    value["run"]["command"] = shlex.join([*typed, str(data)])
+    fake_run.write(tmp_path, value)
+    card = write_model_card(tmp_path).read_text()
+    for text, name in ((card, str(data)), (published(card, [data]), data.name)):
+        found = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
+        assert found
+        assert shlex.split(found[2]) == [*typed, name]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--stages", "export,report"], ["--stages=report"], ["--dry-run"], ["--fresh"], ["--resume", "--stages", "data"]],
+)
+def test_the_command_told_is_that_of_the_whole_run(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before, behind = ["pipeline", "--teacher", "dlib_resnet"], ["--set", "a=b  c", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", [*before, *more, *behind])
+    assert shlex.split(collect._command()) == [*before, *behind]
+
+
 def test_decisions_are_marked_in_words(tmp_path: Path) -> None:
     text = _report(tmp_path)
     strip = fake_run.strip()
@@ -183,6 +246,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert sum(tag == "style" for tag, _ in page.tags) == 1
     assert HOSTILE in page.text
     card = write_model_card(tmp_path).read_text("utf-8")
+    block = f"```sh\n{HOSTILE}\n```\n"
+    assert block in card
+    card = card.replace(block, "")
     assert "<" not in card
     assert "`_x_" not in card.replace("\\`", "")
     assert not re.search(r"(?<!\\)\]\(", card)
