@@ -43,7 +43,8 @@ def apk(tmp_path_factory, artifacts):
     tools = ("aapt", "aapt2", "apksigner", "zipalign", "clang-16", "ld.lld-16", "javac")
     need("android.jar", "dx.jar", "litert-arm64-v8a", "face-detection", tools=tools)
     out = tmp_path_factory.mktemp("apk") / "demo.apk"
-    return build.build(artifacts["fp32"], ["arm64-v8a"], None, None, out, out.with_name("work"))
+    build.build(artifacts["fp32"], ["arm64-v8a"], None, None, out, out.with_name("work"))
+    return out
 
 
 @pytest.fixture(scope="module")
