@@ -172,7 +172,7 @@ class Run:
         # From here on the stage overwrites what an earlier record speaks of.
         self.path(f"stages/{stage.name}.json").unlink(missing_ok=True)
         self.log.info("%s begins", stage.name)
-        self._clock = clock = _Clock(self.path(f"stages/{stage.name}.begun.json"), self.key, self._files())
+        self._clock = clock = _Clock(self.path(f"work/begun/{stage.name}.json"), self.key, self._files())
         try:
             with threads(1):
                 facts = stage.run(self)

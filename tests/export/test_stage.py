@@ -151,7 +151,7 @@ def test_of_attempts_that_all_miss_the_closest_is_kept(tmp_path, student, noise,
         quantise(floats, path, crops, consumer, unsigned)
         measured.append(sha256(path))
 
-    def judged(found, reference, precision):
+    def judged(found, reference, precision, metric):
         least = cosines[tried[-1]]
         update = {"cosine_min": least, "passed": False, "reason": f"least cosine {least}"}
         return judge(found, reference, precision).model_copy(update=update)
