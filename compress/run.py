@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -37,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The temporary names of `faces.files.whole`.
 _HALF_WRITTEN = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[a-z0-9]+)?")
 
+_KEPT_EVERY = 10.0
 _OWN = frozenset({".lock", "config.json", "run.json", "run.log"})
 
 
@@ -177,7 +177,7 @@ class Run:
             with threads(1):
                 facts = stage.run(self)
         finally:
-            clock.keep()
+            clock.tick()
         summary, spent = facts.pop("summary"), clock.spent()
         write_json(
             self.path(f"stages/{stage.name}.json"),
@@ -190,7 +190,7 @@ class Run:
                 "ended": now(),
             },
         )
-        clock.file.unlink()
+        clock.file.unlink(missing_ok=True)
         self.say(f"{stage.name:10} {spent['seconds']:7.1f} s ({spent['cpu_seconds']:.0f} s of CPU)  {summary}")
 
     def _files(self) -> dict[str, int]:
@@ -217,21 +217,17 @@ class _Clock:
             kept = {"seconds": 0.0, "cpu_seconds": 0.0, "before": files}
         self.before: dict[str, int] = kept["before"]
         self._wall, self._cpu = kept["seconds"] - time.monotonic(), kept["cpu_seconds"] - time.process_time()
-        self._kept = -math.inf
-        self.tick()
+        self._kept = time.monotonic()
 
     def spent(self) -> dict[str, float]:
         wall, cpu = self._wall + time.monotonic(), self._cpu + time.process_time()
         return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
 
     def tick(self) -> None:
-        """Keep it, but not more often than every ten seconds."""
-        if time.monotonic() > self._kept + 10:
-            self.keep()
-
-    def keep(self) -> None:
-        self._kept = time.monotonic()
-        write_json(self.file, {"fingerprint": self.key, **self.spent(), "before": self.before})
+        """Keep it, but not more often than every ten seconds; what broke off sooner leaves nothing."""
+        if time.monotonic() >= self._kept + _KEPT_EVERY:
+            self._kept = time.monotonic()
+            write_json(self.file, {"fingerprint": self.key, **self.spent(), "before": self.before})
 
 
 @contextlib.contextmanager
