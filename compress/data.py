@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compress.config import Config
 from compress.run import Run, file_state
 from faces import verification
-from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, near_twins, split_identities
+from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, split_identities, split_strangers
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
@@ -48,19 +46,12 @@ def run(run: Run) -> dict[str, Any]:
                 f"the test set is not independent of the training set in {len(reasons)} places: "
                 f"{'; '.join(reasons[:3])}. Remove them, or accept it with --set data.allow_leaks=true"
             )
+    elif data.allow_leaks:
+        train, test = (public.subset(rows) for rows in split_identities(public, data.test_share, run.config.seed))
     else:
-        train_indices, test_indices = split_identities(public, data.test_share, run.config.seed)
-        train, test = public.subset(train_indices), public.subset(test_indices)
-        if twins := [] if data.allow_leaks else near_twins(train, test):
-            # One image under two names: what the test people show must not be learnt from.
-            skipped["training face nearly the same as a test face"] = len(twins)
-            train = train.subset(np.setdiff1d(np.arange(len(train)), [index for index, _ in twins]))
-            if len(train.names) < 2:
-                raise UserError(
-                    f"{len(twins)} of {len(train_indices)} training faces show nearly the same image as a test face, "
-                    f"which leaves {len(train.names)} people to learn from: take the copies out of --data, or accept "
-                    "them with --set data.allow_leaks=true"
-                )
+        train, test, copies = split_strangers(public, data.test_share, run.config.seed)
+        if copies:
+            skipped["training face nearly the same as a test face"] = copies
     # Test faces that form no pairs are found here, not after the training.
     test_pairs(test, run.config, run.config.seed)
     write_json(

@@ -183,6 +183,23 @@ def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.nda
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
+def split_strangers(faces: Faces, test_share: float, seed: int) -> tuple[Faces, Faces, int]:
+    """(train, test, left out): `split_identities`, less the training faces that show nearly what a test face does.
+
+    One image under two names would else be learnt from. UserError where fewer than two people are left to learn from.
+    """
+    train, test = (faces.subset(rows) for rows in split_identities(faces, test_share, seed))
+    copies = [index for index, _ in near_twins(train, test)]
+    left = train.subset(np.setdiff1d(np.arange(len(train)), copies)) if copies else train
+    if len(left.names) < 2:
+        raise UserError(
+            f"{len(copies)} of {len(train)} training faces show nearly the same image as a test face, which leaves "
+            f"{len(left.names)} people to learn from: take the copies out of --data, or accept them "
+            "(compress.pipeline: --set data.allow_leaks=true; teachers.finetune: --val or --checks 0)"
+        )
+    return left, test, len(copies)
+
+
 def virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
     """`count` unlabelled faces that nobody has: means of two faces of different people.
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from faces.cli import SEED, Output, run_cli
-from faces.dataset import Faces, check_strangers, concatenate, split_identities
+from faces.dataset import Faces, check_strangers, concatenate, split_identities, split_strangers
 from faces.distributed import rank
 from faces.errors import UserError
 from faces.files import lock, whole
@@ -147,8 +147,13 @@ def main(
             test = open_faces(val)
             check_strangers(public, test)
         elif checks:
-            train, held_out = split_identities(public, 0.1, seed)
-            public, test = public.subset(train), public.subset(held_out)
+            # Of a set beyond memory, finding copies would mean decoding every face first.
+            if lazy:
+                public, test = (public.subset(rows) for rows in split_identities(public, 0.1, seed))
+            else:
+                public, test, copies = split_strangers(public, 0.1, seed)
+                if copies and rank() == 0:
+                    console.print(f"{copies} training faces left out: nearly the same as a face to be measured on")
         if checks:
             chosen = make_pairs(test.identities, seed, 500) if pairs is None else read_pairs(Path(pairs), test.keys)
             check = resolution_check(test, chosen)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_without_checks_nobody_is_held_out(tmp_path):
     done = CliRunner().invoke(main, arguments(few, tmp_path / "out", "octuplet", "--checks", "0"))
     assert done.exit_code == 0, (done.output, done.exception)
     assert (tmp_path / "out/teacher.safetensors").is_file()
+
+
+def test_copies_of_the_faces_measured_on_are_not_learnt_from(people, tmp_path):
+    doubled = tmp_path / "people"
+    shutil.copytree(people, doubled)
+    for file in sorted(doubled.rglob("*.png")):
+        other = doubled / f"{file.parent.name}-again" / file.with_suffix(".jpg").name
+        other.parent.mkdir(exist_ok=True)
+        assert cv2.imwrite(str(other), cv2.imread(str(file)))
+    for more, copies in (["--eager"], True), (["--lazy"], False):
+        given = arguments(doubled, tmp_path / more[0], "octuplet", "--checks", "1", *more)
+        done = CliRunner().invoke(main, given)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert ("nearly the same as a face to be measured on" in done.stderr) is copies
 
 
 def test_settings_from_words():
