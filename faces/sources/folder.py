@@ -1,5 +1,6 @@
 """Identity folders: `ROOT/PERSON/IMAGE.jpg`, one folder a person (any depth below it)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,17 @@ def read(root: Path) -> Iterator[Record]:
         )
 
 
-def empty_identities(root: Path) -> int:
-    """How many identity folders hold no image file."""
-    people = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sum(not any(file.suffix.lower() in SUFFIXES for file in person.rglob("*")) for person in people)
+def left_out(root: Path) -> Counter[str]:
+    """What `read` passes over, counted by reason; hidden files are not counted."""
+    reasons: Counter[str] = Counter()
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            reasons["image outside the identity folders"] += path.suffix.lower() in SUFFIXES
+            continue
+        files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+        images = sum(file.suffix.lower() in SUFFIXES for file in files)
+        reasons["identity folder without images"] += not images
+        reasons["file whose name has no image's ending"] += len(files) - images
+    return +reasons

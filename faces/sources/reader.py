@@ -76,7 +76,8 @@ def open_faces(
     """All usable faces of `spec`, aligned.
 
     Skipped and counted in `.integrity`: unreadable images, corrupt records, exact duplicates, keys that occurred
-    already, stored landmarks without two eyes in the image, identities without images.
+    already, stored landmarks without two eyes in the image; of a folder also identities without images, images beside
+    the identity folders, and files of other kinds.
     Faces that the detector misses are counted and named. An identity left with one face keeps it as
     unlabelled (counted), as it can form no genuine pair. `aligned=True` takes the images as ArcFace crops, as
     those of .rec and .bin files are anyway. `colour="bgr"` is for files that were written with red and blue
@@ -123,8 +124,8 @@ def open_faces(
             missed.append(record.key)
             continue
         kept.add(record, image, landmarks)
-    if source.layout == "folder" and (empty := folder.empty_identities(Path(spec).expanduser())):
-        skipped["identity folder without images"] += empty
+    if source.layout == "folder":
+        skipped += folder.left_out(Path(spec).expanduser())
     if not kept.keys:
         raise UserError(
             f"none of the {read} records of {spec} holds a usable face (without a face found: {len(missed)}"

@@ -87,6 +87,10 @@ def test_identity_folders_are_read_checked_and_labelled(tmp_path, photos):
     (root / "bert/list.txt").write_text("not read at all")
     _write(root / "anna/noface.png", np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
     (root / "empty").mkdir()
+    (root / "bert/moving.gif").write_text("not read either")
+    (root / "bert/.DS_Store").touch()
+    (root / "README.txt").touch()
+    _write(root / "loose.png", photos[2][1])
     _write(root / ".hidden/0.png", photos[2][1])
     counted = []
     faces = open_faces(str(root), progress=counted.append)
@@ -106,6 +110,8 @@ def test_identity_folders_are_read_checked_and_labelled(tmp_path, photos):
         "unreadable image": 3,
         "exact duplicate": 1,
         "identity folder without images": 1,
+        "image outside the identity folders": 1,
+        "file whose name has no image's ending": 2,
         "label of an identity with one face": 1,
     }
 
