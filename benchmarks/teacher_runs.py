@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.teacher_rows import Row
-from faces.dataset import Faces, check_strangers, concatenate
+from faces.dataset import Faces, check_strangers, concatenate, find_leaks
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 from faces.parts import Part, open_parts, roc_of
@@ -58,6 +58,12 @@ class Bench:
     def everyone(self) -> Faces:
         """What rows with unlabelled faces learn from: whoever is known in --unlabelled counts as nobody."""
         more = concatenate([open_faces(spec) for spec in self.unlabelled])
+        for part in self.parts:
+            if reasons := find_leaks(more, part.faces):
+                raise UserError(
+                    f"{part.name} and --unlabelled are not independent ({len(reasons)} times): "
+                    f"{'; '.join(reasons[:3])}. Take them out of one of the two"
+                )
         return concatenate([self.train, replace(more, identities=np.full(len(more), -1), alone={})])
 
     @cached_property

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from benchmarks import accuracy
 from benchmarks.teacher_rows import TABLES, Row, Table
-from benchmarks.teacher_runs import norm_correlation, right_pairs
+from benchmarks.teacher_runs import Bench, norm_correlation, right_pairs
 from benchmarks.teacher_tables import markdown
 from compress import study
 from faces.dataset import CROP_PX
+from faces.errors import UserError
 from faces.files import sha256
 from faces.sources import open_faces
 from teachers.settings import finetune_settings
@@ -90,6 +91,14 @@ def test_a_row_with_unlabelled_faces_waits_for_them_and_takes_anybody_as_nobody(
     invoke(data, tmp_path, "--table", "octuplet", "--unlabelled", more)
     entry = json.loads((tmp_path / "results/octuplet.json").read_text())["rows"][0]
     assert (entry["seeds_run"], entry["device"], entry["settings"]["unlabelled"]) == (1, ["cpu"], 4)
+
+
+def test_unlabelled_faces_of_the_people_measured_on_are_refused(data, detector, tmp_path):
+    folder, pairs = data
+    bench = Bench((str(folder / "train"),), ((str(folder / "val"), str(pairs)),), tmp_path, tmp_path,
+                  unlabelled=(str(folder / "val"),))  # fmt: skip
+    with pytest.raises(UserError, match=r"val and --unlabelled are not independent in .*identity"):
+        _ = bench.everyone
 
 
 @pytest.mark.parametrize(
