@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,16 +107,13 @@ def test_without_checks_nobody_is_held_out(tmp_path):
 
 def test_copies_of_the_faces_measured_on_are_not_learnt_from(people, tmp_path):
     doubled = tmp_path / "people"
-    shutil.copytree(people, doubled)
-    for file in sorted(doubled.rglob("*.png")):
-        other = doubled / f"{file.parent.name}-again" / file.with_suffix(".jpg").name
-        other.parent.mkdir(exist_ok=True)
-        assert cv2.imwrite(str(other), cv2.imread(str(file)))
-    for more, copies in (["--eager"], True), (["--lazy"], False):
-        given = arguments(doubled, tmp_path / more[0], "octuplet", "--checks", "1", *more)
-        done = CliRunner().invoke(main, given)
-        assert done.exit_code == 0, (done.output, done.exception)
-        assert ("nearly the same as a face to be measured on" in done.stderr) is copies
+    for file in sorted(people.rglob("*.png"))[:24]:
+        for name in (f"{file.parent.name}/{file.stem}.png", f"{file.parent.name}-again/{file.stem}.jpg"):
+            (doubled / name).parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(doubled / name), cv2.imread(str(file)))
+    done = CliRunner().invoke(main, arguments(doubled, tmp_path / "out", "octuplet", "--checks", "1"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "6 training faces left out: nearly the same as a face to be measured on" in done.stderr
 
 
 def test_settings_from_words():

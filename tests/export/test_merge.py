@@ -53,6 +53,14 @@ def crops(teacher):
     return (base + np.linspace(10, 160, 12).astype(int)[:, None, None, None]).clip(0, 255).astype(np.uint8)
 
 
+@pytest.fixture(scope="module")
+def takes_alpha(teacher, tmp_path_factory):
+    """The ONNX file of the teacher that takes each image's alpha."""
+    file = tmp_path_factory.mktemp("alpha") / "teacher.onnx"
+    export_onnx(merging.at_alpha(teacher, 0.5), file, teacher.input_px, alpha_input=True)
+    return file
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
 def test_merged_is_the_unmerged_teacher_at_that_alpha(teacher, crops, alpha):
     fixed, unmerged = merging.merged(teacher, alpha), merging.at_alpha(teacher, alpha)
@@ -65,11 +73,10 @@ def test_merged_is_the_unmerged_teacher_at_that_alpha(teacher, crops, alpha):
     assert not merging.is_twin(fixed)
 
 
-def test_a_merged_teacher_has_no_adapter_in_its_graph(teacher, tmp_path):
-    with_adapters, without = tmp_path / "input.onnx", tmp_path / "merged.onnx"
-    export_onnx(merging.at_alpha(teacher, 0.5), with_adapters, teacher.input_px, alpha_input=True)
+def test_a_merged_teacher_has_no_adapter_in_its_graph(teacher, takes_alpha, tmp_path):
+    without = tmp_path / "merged.onnx"
     export_onnx(merging.merged(teacher, 0.5), without, teacher.input_px)
-    for file, expected in ((with_adapters, True), (without, False)):
+    for file, expected in ((takes_alpha, True), (without, False)):
         graph = onnx.load(str(file)).graph
         words = {part for tensor in graph.initializer for part in tensor.name.split(".")}
         assert bool(words & {"low_quality", "high_quality", "adapter"}) is expected
@@ -77,10 +84,8 @@ def test_a_merged_teacher_has_no_adapter_in_its_graph(teacher, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 12])
-def test_alpha_as_an_input_is_exact(teacher, crops, tmp_path_factory, batch):
-    file = tmp_path_factory.mktemp("alpha") / "teacher.onnx"
-    export_onnx(merging.at_alpha(teacher, 0.5), file, teacher.input_px, alpha_input=True)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+def test_alpha_as_an_input_is_exact(teacher, takes_alpha, crops, batch):
+    session = onnxruntime.InferenceSession(str(takes_alpha), providers=["CPUExecutionProvider"])
     some = crops[:batch]
     faces = np.ascontiguousarray(some.transpose(0, 3, 1, 2)).astype(np.float32) / 255
     (found,) = session.run(None, {"face": faces, "alpha": merging.alphas(teacher, some)})
