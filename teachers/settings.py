@@ -62,9 +62,10 @@ class Finetune:
     octuplet: terms, distance, normalise and triplet_margin (None: the paper's 25 scaled to this teacher's feature
     norm), sizes (px of the low-resolution copies, mixed in a batch; of the teacher's own crop), copies
     (low-resolution copies of each image a step, each of another size; the paper has one), anchor
-    (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss), unlabelled
-    (faces of nobody known beside each batch), singles (each of these is taken for a person of its own; else the anchor
-    alone holds them).
+    (weight of the distance of both copies from the feature before fine-tuning; 0 = the paper's loss), relational
+    (weight of keeping both copies where that feature lay among other people's), unlabelled (faces of nobody known
+    beside each batch), singles (each of these is taken for a person of its own; else anchor and relational alone hold
+    them).
 
     qgface: augmentation; gate (threshold on quality (z + 1) / 2, None = no partition), partition (drop low-quality
     images from the classification), contrastive (queue; none = no contrastive loss), contrastive_weight, both_views
@@ -107,6 +108,7 @@ class Finetune:
     sizes: Annotated[Listed[tuple[Count, ...]], Field(min_length=1)] = (7, 14, 28)
     copies: Count = 1
     anchor: Annotated[float, Field(ge=0)] = 0.0
+    relational: Annotated[float, Field(ge=0)] = 0.0
     unlabelled: Annotated[int, Field(ge=0)] = 0
     singles: bool = True
     augmentation: Literal["none", "adaface", "ours"] = "ours"
@@ -151,5 +153,5 @@ def check_settings(how: Finetune) -> None:
         raise UserError("train_batch_norm: adapters go with frozen weights, whose statistics must stay as they are")
     if how.unlabelled and how.method != "octuplet":
         raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
-    if how.unlabelled and not (how.singles or how.anchor):
-        raise UserError("unlabelled: without singles faces of nobody known need the anchor (anchor > 0)")
+    if how.unlabelled and not (how.singles or how.anchor or how.relational):
+        raise UserError("unlabelled: without singles faces of nobody known need an anchor (anchor or relational > 0)")

@@ -33,7 +33,7 @@ class BatchNegatives(nn.Module):
         """Note the encoder after a step of training."""
 
 
-class _Ring(BatchNegatives):
+class Ring(BatchNegatives):
     """The last `size` features with their identities; all of it are buffers, so a state dict resumes it.
 
     features: (size, dim); identities: (size,), -1 where empty; pointer: the next slot; filled: slots in use.
@@ -60,9 +60,9 @@ class _Ring(BatchNegatives):
 
     @torch.no_grad()
     def enqueue(self, query: Tensor, key: Tensor, labels: Tensor, proxies: Tensor) -> None:
-        self._push(torch.cat([query, key]), torch.cat([labels, labels]))
+        self.push(torch.cat([query, key]), torch.cat([labels, labels]))
 
-    def _push(self, features: Tensor, identities: Tensor) -> tuple[Tensor, Tensor]:
+    def push(self, features: Tensor, identities: Tensor) -> tuple[Tensor, Tensor]:
         """Write the last of the features that fit; the slots and their identities. Waits for no GPU."""
         size = len(self.features)
         features, identities = features[-size:], identities[-size:]
@@ -74,7 +74,7 @@ class _Ring(BatchNegatives):
         return slots, identities
 
 
-class ProxyQueue(_Ring):
+class ProxyQueue(Ring):
     """Features that move as their identities' proxies have moved since (QGFace, section III-C).
 
     A feature f of a time when its proxy was W counts as f + |f| / |W| * (W_now - W). The paper's size is the
@@ -95,11 +95,11 @@ class ProxyQueue(_Ring):
 
     @torch.no_grad()
     def enqueue(self, query: Tensor, key: Tensor, labels: Tensor, proxies: Tensor) -> None:
-        slots, identities = self._push(torch.cat([query, key]), torch.cat([labels, labels]))
+        slots, identities = self.push(torch.cat([query, key]), torch.cat([labels, labels]))
         self.proxies[slots] = proxies[identities].to(self.proxies)
 
 
-class MomentumQueue(_Ring):
+class MomentumQueue(Ring):
     """Features of a slowly following copy of the encoder, which gives the positives too.
 
     He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020. The copy's

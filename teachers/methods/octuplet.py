@@ -1,16 +1,24 @@
 """Octuplet fine-tuning: four triplet terms between faces and their low-resolution copies."""
 
 import copy
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from faces.distributed import gather
 from teachers import augment
 from teachers.losses.octuplet import margin_for, octuplet_loss
+from teachers.losses.queues import Ring
+from teachers.losses.relational import relational_anchor
 from teachers.methods.base import Method
 from teachers.settings import Finetune
+
+if TYPE_CHECKING:
+    from teachers.backbones import Backbone
+
+CROWD = 4096
+"""Features of the teacher as it was, of the faces seen last, among which `relational` places each face."""
 
 
 class Octuplet(Method):
@@ -18,23 +26,31 @@ class Octuplet(Method):
 
     Both copies share flip, brightness and saturation (section 4.2). `anchor` adds a term of ours, which the paper
     leaves out: the distance of either copy's feature from the one that the teacher, as it was, gives the full-size
-    face. It holds the features where they were, so that far larger steps do not collapse them. It needs no identity:
-    without `singles`, rows whose label is -1 have this term alone.
+    face. It holds the features where they were, so that far larger steps do not collapse them. `relational`, ours
+    too, asks less: that either feature lies among those of other faces where that one lay. Neither needs an identity:
+    without `singles`, rows whose label is -1 have these terms alone.
     """
 
     sampler: ClassVar[str] = "pairs"
     margin: Tensor
+    spread: Tensor
 
-    def __init__(self, how: Finetune, backbone: nn.Module) -> None:
+    def __init__(self, how: Finetune, backbone: "Backbone") -> None:
         super().__init__(how)
-        self.before = copy.deepcopy(backbone).requires_grad_(False).eval() if how.anchor else None
+        holds = bool(how.anchor or how.relational)
+        self.before = copy.deepcopy(backbone).requires_grad_(False).eval() if holds else None
         # A resolution that no term names is not computed.
-        self.sides = [side for side in "hl" if how.anchor or any(side in term for term in how.terms)]
+        self.sides = [side for side in "hl" if holds or any(side in term for term in how.terms)]
         self.register_buffer("margin", torch.tensor(how.triplet_margin or float("nan"), dtype=torch.float64))
+        self.crowd = Ring(CROWD, backbone.embedding_dim) if how.relational else None
+        self.register_buffer("spread", torch.tensor(float("nan"), dtype=torch.float64))
 
     def start(self, features: Tensor, labels: Tensor) -> None:
         if self.how.triplet_margin is None:
             self.margin.fill_(margin_for(features, self.how.distance, self.how.normalise))
+        self.spread.fill_((features - features.mean(0)).square().sum(1).mean())
+        if self.crowd is not None:
+            self.crowd.push(features, labels)
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:
         high = augment.jitter(augment.flip(images, draws), draws, 0.2)
@@ -61,6 +77,16 @@ class Octuplet(Method):
         if self.before is not None:
             with torch.no_grad():
                 held = gather(self.before.eval()(views[0]).float())
-            away = [(view - held).norm(dim=1).mean() for view in everyone]
-            losses["anchor"] = how.anchor * (away[0] + torch.stack(away[1:]).mean())
+            if how.anchor:
+                losses["anchor"] = how.anchor * _both([(view - held).norm(dim=1).mean() for view in everyone])
+            if self.crowd is not None:
+                self.crowd.push(held, labels)
+                others = self.crowd.features[: int(self.crowd.filled)].clone()
+                parts = [relational_anchor(view, held.to(view), others, float(self.spread)) for view in everyone]
+                losses["relational"] = how.relational * _both(parts)
         return losses
+
+
+def _both(views: list[Tensor]) -> Tensor:
+    """The full-size view's loss and the mean one of its low-resolution copies."""
+    return views[0] + torch.stack(views[1:]).mean()

@@ -23,7 +23,7 @@ SCRATCH = {"train_batch_norm": True, "head_from": "random", "optimiser": "sgd", 
 CASES = [
     ("dlib_resnet", "octuplet", {"average": 0.7}),
     ("dlib_resnet", "octuplet", {"anchor": 0.0}),
-    ("dlib_resnet", "octuplet", {"unlabelled": 4}),
+    ("dlib_resnet", "octuplet", {"unlabelled": 4, "relational": 1.0}),
     ("dlib_resnet", "petalface", {"center": 0.01}),
     ("dlib_resnet", "full", {"head": "arcface", "accumulate": 2}),
     ("mobilefacenet", "qgface", SCRATCH),

@@ -8,6 +8,7 @@ from faces.errors import UserError
 from teachers import augment, lora
 from teachers.losses.octuplet import margin_for, octuplet_loss
 from teachers.losses.partial_fc import PartialFC
+from teachers.losses.relational import relational_anchor
 from teachers.methods import qgface
 from teachers.methods.base import create_method, kind_of
 from teachers.optimise import create_head_optimiser
@@ -100,6 +101,26 @@ def test_the_anchor_is_the_distance_from_the_feature_before(images, draws) -> No
     assert torch.allclose(losses["anchor"], expected)
     losses["anchor"].backward()
     assert all(feature.grad.abs().sum() > 0 for feature in features)
+
+
+def test_the_relational_anchor_sees_the_sample_and_every_batch_since() -> None:
+    method = method_of("octuplet", relational=0.5, copies=2, triplet_margin=1.0)
+    sample = torch.randn(20, 16)
+    method.start(sample, torch.arange(20) % 5)
+    spread, crowd = float((sample - sample.mean(0)).square().sum(1).mean()), sample
+    labels = torch.tensor([0, 0, 3, 3, -1, -1])
+    for _ in range(2):
+        views = [torch.rand(6, 3, 112, 112) for _ in range(3)]
+        features = [torch.randn(6, 16, requires_grad=True) for _ in views]
+        losses = method(features, labels, views)
+        assert set(losses) == {"hhh", "hll", "lhh", "lll", "relational"}
+        with torch.no_grad():
+            held = method.before(views[0])
+        crowd = torch.cat([crowd, held])
+        high, *low = (relational_anchor(feature, held, crowd, spread) for feature in features)
+        assert torch.allclose(losses["relational"], 0.5 * (high + sum(low) / 2), rtol=1e-4)
+    losses["relational"].backward()
+    assert all(feature.grad.any(1).all() for feature in features)
 
 
 def test_without_singles_faces_without_a_label_have_the_anchor_alone() -> None:
