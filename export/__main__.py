@@ -96,6 +96,10 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     rows, misses = [], []
     with lock(out), console.status("") as status:
+
+        def say(what: str) -> None:
+            status.update(f"exporting {what}")
+
         for wanted, make, tolerant in (
             (student, bench.student, False),
             (export_teacher, lambda: bench.teacher(alpha), True),
@@ -103,7 +107,7 @@ def run(
             if wanted:
                 status.update("preparing faces and the model")
                 subject = make()
-                settings = How(**how, report_misses=tolerant, progress=lambda what: status.update(f"exporting {what}"))
+                settings = How(**how, report_misses=tolerant, progress=say, tick=say)
                 found, missed = export_model(subject, out, settings)
                 rows += found
                 misses += missed

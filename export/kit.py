@@ -125,7 +125,7 @@ class Bench:
             aware=self._aware(model),
         )  # fmt: skip
 
-    def _aware(self, student: Tiny) -> Callable[[Rounding], nn.Module]:
+    def _aware(self, student: Tiny) -> Callable[[Rounding, Callable[[int, int], None]], nn.Module]:
         kit = self.kit
 
         @functools.cache
@@ -135,7 +135,9 @@ class Bench:
             return training_crops(few, student.input_px, kit.margin)
 
         how = Degradation(**kit.degradation)
-        return lambda rounding: quantisation_aware(student, crops(), kit.margin, how, rounding, kit.seed)
+        return lambda rounding, tick: quantisation_aware(
+            student, crops(), kit.margin, how, rounding, kit.seed, tick=tick
+        )
 
     def teacher(self, policy: str = "mean") -> Subject:
         """The run's teacher; with twin adapters merged at the alpha that `policy` means, and priced.

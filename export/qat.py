@@ -131,14 +131,16 @@ def plain(trained: Tiny) -> Tiny:
 def quantisation_aware(
     student: Tiny, crops: np.ndarray, margin: float, how: Degradation, rounding: Rounding, seed: int = 0, *,
     steps: int = 100, batch: int = 128, lr: float = 1e-4, train: Callable[[Tiny], object] | None = None,
+    tick: Callable[[int, int], None] | None = None,
 ) -> Tiny:  # fmt: skip
     """A new student, fine-tuned with the rounding in the loop; `student` is left as it was.
 
     crops: (N, S, S, 3) uint8, the ArcFace template enlarged by `margin` on each side, as in `students.train.Examples`.
     What the student says of each degraded face, the rounded one shall say too: neither label nor teacher is needed.
     `rounding` is that of the file to come.
-    `train` replaces that loop: it gets the student to train in place, e.g. by `students.train.train_student`. The
-    result is an ordinary student on the CPU in eval mode. UserError where its weights are not finite.
+    `train` replaces that loop: it gets the student to train in place, e.g. by `students.train.train_student`. `tick`
+    gets (steps done, all steps). The result is an ordinary student on the CPU in eval mode. UserError where its
+    weights are not finite.
     """
     aware, original = rounded(student, rounding), copy.deepcopy(student).cpu().eval().requires_grad_(False)
     if train is not None:
@@ -156,6 +158,8 @@ def quantisation_aware(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if tick is not None:
+            tick(step + 1, steps)
     result = plain(aware.cpu())
     if not all(value.isfinite().all() for value in result.state_dict().values()):
         raise UserError("quantisation-aware fine-tuning diverged: its weights are not finite; lower its rate")

@@ -60,7 +60,7 @@ class Subject:
     reference: np.ndarray | None = None
     calibration: np.ndarray | None = None
     calibration_source: str = ""
-    aware: Callable[[Rounding], nn.Module] | None = None
+    aware: Callable[[Rounding, Callable[[int, int], None]], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class How:
     """formats and precisions: see `export.targets`; allow_failure: keep files that miss their tolerance; report_misses:
     a file that cannot be made or is not equal is a row, not an error; uint8_input, normalise: ONNX takes the
     camera's bytes (N, p, p, 3), embeddings leave with length 1; batch: least, usual and largest of an engine;
-    capabilities: of the GPUs that TensorRT-RTX builds for."""
+    capabilities: of the GPUs that TensorRT-RTX builds for; progress: hears of what begins, tick of each step in it."""
 
     formats: Sequence[str] = ("onnx", "tflite")
     precisions: Sequence[str] = ("fp32",)
@@ -79,6 +79,7 @@ class How:
     batch: tuple[int, int, int] = (1, 32, 256)
     capabilities: Sequence[str] = CAPABILITIES
     progress: Callable[[str], None] = field(default=lambda what: None)
+    tick: Callable[[str], None] = field(default=lambda what: None)
 
 
 @torch.no_grad()
@@ -166,9 +167,7 @@ class _Export:
             began = time.monotonic()
             model = self.subject.model
             if trained:
-                assert self.subject.aware is not None
-                self.how.progress(f"{final.name}: quantisation-aware fine-tuning")
-                model = self.subject.aware(target.rounding(unsigned))
+                model = self._trained(target.rounding(unsigned), final.name)
             pending = self._written(target, candidate, model, trained, unsigned)
             seconds += time.monotonic() - began
             if pending.engine is not None and (why := cannot_run(pending.engine)):
@@ -186,6 +185,12 @@ class _Export:
         if not proved.parity.passed and not allowed:
             raise UserError(f"{final.name} differs from its model: {proved.parity.reason}; nothing was written")
         return best, proved.model_copy(update={"parity_failure_allowed": allowed}), seconds
+
+    def _trained(self, rounding: Rounding, name: str) -> nn.Module:
+        assert self.subject.aware is not None
+        what = f"{name}: quantisation-aware fine-tuning"
+        self.how.progress(what)
+        return self.subject.aware(rounding, lambda done, of: self.how.tick(f"{what}, {done} of {of} steps"))
 
     def _attempts(self, target: Target) -> list[tuple[bool, bool]]:
         """(trained with the rounding in the loop, unsigned weights), in turn until one passes.

@@ -263,14 +263,26 @@ def test_another_loop_may_train(student, faces):
 
 
 def test_the_same_seed_gives_the_same_student(student, faces):
+    ticks = []
     first, second, other = (
-        qat.quantisation_aware(student("tiny16"), faces[0], 0.1, Degradation(), Rounding(), seed, steps=2, batch=16)
+        qat.quantisation_aware(
+            student("tiny16"),
+            faces[0],
+            0.1,
+            Degradation(),
+            Rounding(),
+            seed,
+            steps=2,
+            batch=16,
+            tick=lambda *step: ticks.append(step),
+        )
         for seed in (1, 1, 2)
     )
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     assert not torch.equal(first.mimic.weight, other.mimic.weight)
+    assert ticks == [(1, 2), (2, 2)] * 3
 
 
 def test_a_training_that_diverged_is_said(student, noise):

@@ -108,10 +108,11 @@ def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject,
 
 
 def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subject, monkeypatch):
-    tried, asked, written, quantise = [], [], [], stage.quantize_onnx
+    tried, asked, written, told, quantise = [], [], [], [], stage.quantize_onnx
 
-    def aware(rounding):
+    def aware(rounding, tick):
         asked.append(rounding)
+        tick(3, 7)
         return student("tiny16", seed=len(asked))
 
     def spy(floats, path, crops, consumer, unsigned):
@@ -128,7 +129,10 @@ def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subje
         calibration_source="noise",
         aware=aware,
     )
-    stage.export_model(one, tmp_path, How(formats=["onnx"], precisions=["int8"], allow_failure=True))
+    how = How(formats=["onnx"], precisions=["int8"], allow_failure=True, tick=told.append)
+    stage.export_model(one, tmp_path, how)
+    assert told[0] == "student-int8-cpu.onnx: quantisation-aware fine-tuning, 3 of 7 steps"
+    assert len(told) == 3
     plain, tuned = "fp32-for-int8.onnx", "aware-for-int8.onnx"
     assert tried == [
         ("cpu", plain, False), ("cpu", tuned, False), ("cpu", plain, True), ("cpu", tuned, True),
@@ -160,7 +164,7 @@ def test_of_attempts_that_all_miss_the_closest_is_kept(tmp_path, student, noise,
     monkeypatch.setattr(stage.parity, "judge", judged)
     one = replace(
         subject(student("tiny16"), noise(64, 16), card), calibration=noise(64, 16), calibration_source="noise",
-        aware=lambda rounding: student("tiny16", seed=5),
+        aware=lambda rounding, tick: student("tiny16", seed=5),
     )  # fmt: skip
     how = How(formats=["onnx"], precisions=["int8"], allow_failure=True)
     rows, _ = stage.export_model(one, tmp_path, how)
