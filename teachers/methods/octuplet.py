@@ -48,8 +48,8 @@ class Octuplet(Method):
     def start(self, features: Tensor, labels: Tensor) -> None:
         if self.how.triplet_margin is None:
             self.margin.fill_(margin_for(features, self.how.distance, self.how.normalise))
-        self.spread.fill_((features - features.mean(0)).square().sum(1).mean())
         if self.crowd is not None:
+            self.spread.fill_((features - features.mean(0)).square().sum(1).mean())
             self.crowd.push(features, labels)
 
     def see(self, images: Tensor, draws: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from needs import need
 
 from android_demo import build, pins, student
 from compress import android
+from export import stage
 from faces.errors import UserError
 from students import registry
 
@@ -97,6 +98,18 @@ def test_a_student_that_missed_its_gate_goes_nowhere(artifacts, tmp_path, passed
     (tmp_path / f"{source.name}.json").write_text(json.dumps(card | {"parity_failure_allowed": True}))
     with pytest.raises(UserError, match=r"student\.tflite did not pass its parity gate \(cosine 0\.31\).*--precision"):
         student.artifact(tmp_path, "fp32")
+
+
+def test_whose_faces_set_int8s_ranges_judge_no_file(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(stage, "export_model", lambda subject, folder, how: given.append(subject))
+    student.export_zoo(tmp_path)
+    (subject,) = given
+    setting, judging = ({crop.tobytes() for crop in crops} for crops in (subject.calibration, subject.trial.images))
+    assert not setting & judging
+    assert len(setting) + len(judging) == 396
+    assert len(set(subject.trial.identities)) == 28
+    assert "12 other people" in subject.calibration_source
 
 
 def test_another_trained_student_is_exported_anew(artifacts, tmp_path, monkeypatch):
