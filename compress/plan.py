@@ -159,8 +159,8 @@ def _tuning_faces(config: Config, tested: int) -> int:
     if how.method == "none":
         return 0
     views = {"octuplet": 1 + how.copies, "qgface": 1 + how.both_views}.get(how.method, 1)
-    # Forward and backward take three times the forward pass; the anchor asks the teacher as it was, too.
-    passes = 3 * views + (how.method == "octuplet" and how.anchor > 0)
+    # Forward and backward take three times the forward pass; the anchors ask the teacher as it was, too.
+    passes = 3 * views + (how.method == "octuplet" and (how.anchor > 0 or how.relational > 0))
     checked = (config.teacher.checks + 1) * len(CROSS_PX) * min(tested, 2 * config.teacher.check_pairs)
     return how.steps * how.accumulate * (how.batch + how.unlabelled) * passes + checked
 

@@ -82,9 +82,9 @@ def test_fit_follows_the_reference(faces, reference, tmp_path) -> None:
     teacher = student_of()
     done: list[int] = []
     bootstrap.fit_bootstrap(teacher, faces, reference, tmp_path, views=48, progress=done.append)
-    assert sum(done) == bootstrap.view_count(len(faces), 48) == 36
+    assert sum(done) == bootstrap.view_count(len(faces), 48) == 24
     assert teacher.bootstrap
-    assert "36 views of orl fitted to reference" in teacher.source
+    assert "24 views of orl fitted to reference" in teacher.source
     got = teacher.embed(crop(faces.images, faces.landmarks, "arcface", 120))
     wanted = reference.embed(crop(faces.images, faces.landmarks, "dlib"))
     got, wanted = (z - z.mean(0) for z in (got, wanted))
@@ -170,10 +170,17 @@ def test_both_precisions_are_the_same_network(monkeypatch) -> None:
 
 
 def test_the_number_of_views() -> None:
-    assert bootstrap.view_count(300) == 900
+    assert bootstrap.view_count(300) == 600
     assert bootstrap.view_count(5000) == bootstrap.DEFAULT_VIEWS
     assert bootstrap.view_count(5000, 10**6) == bootstrap.MOST_VIEWS
     assert bootstrap.view_count(10) == 10 * bootstrap.MOST_ROUNDS
+
+
+def test_the_second_view_is_the_mirror_image(faces, reference) -> None:
+    for crops in bootstrap._views(faces, [student_of(), reference], 24, seed=0):
+        np.testing.assert_array_equal(crops[12:], crops[:12, :, ::-1])
+    (few,) = bootstrap._views(faces, [reference], 5, seed=0)
+    assert len(few) == 5
 
 
 def test_what_cannot_be_fitted(faces, reference, tmp_path) -> None:
