@@ -56,7 +56,7 @@ def run(run: Run) -> dict[str, Any]:
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
             "config": as_dict(run.config),
             "git": _revision(),
-            "warnings": _warnings(facts),
+            "warnings": _warnings(facts, run.config),
         },
     }  # fmt: skip
     results.validate(gathered)
@@ -78,12 +78,22 @@ def _command() -> str:
     return shlex.join(kept)
 
 
-def _warnings(facts: dict[str, Any]) -> list[str]:
+def _warnings(facts: dict[str, Any], config: Config) -> list[str]:
     found = []
     if facts["teacher"]["bootstrap"]:
         found.append(
             f"The teacher is a bootstrap: random {facts['teacher']['name']} weights fitted to another network. "
             f"Its figures, and the student's, say nothing about a trained {facts['teacher']['name']}."
+        )
+    if leaks := facts["data"]["split"]["leaks"]:
+        found.append(
+            f"The test set is not independent of the training set: {leaks} shared people or near copies, accepted by "
+            "data.allow_leaks. Its figures say little of strangers."
+        )
+    if config.distill.weights is not None:
+        found.append(
+            f"The student started from trained weights ({config.distill.weights}): the faces and the teacher that "
+            "these saw, and their terms, come on top of those named here."
         )
     found += [
         f"{row['path']} missed its parity tolerance and was kept on request: {row['parity']['reason']}"

@@ -20,7 +20,9 @@ def settings(config: Config) -> Any:
     state = []
     for spec in (*config.data.public, *filter(None, (config.data.val, config.data.pairs))):
         path = Path(spec).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        # A person's folder may be a link, which the readers follow and rglob does not.
+        links = [one for one in path.iterdir() if one.is_symlink() and one.is_dir()] if path.is_dir() else []
+        files = sorted({file for top in (path, *links) for file in top.rglob("*")}) if path.is_dir() else [path]
         # As the readers do: a lock or a half-written file is no face.
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
@@ -33,7 +35,7 @@ def run(run: Run) -> dict[str, Any]:
     data = run.config.data
     parts = [_open(run, spec) for spec in data.public]
     public = concatenate(parts)
-    skipped = dict(public.integrity.skipped)
+    skipped, leaks = dict(public.integrity.skipped), list[str]()
     if merged := sum(len(part.names) for part in parts) - len(public.names):
         run.say(f"note       {merged} identity names occur in several --data parts: each counts as one person")
     if data.val is not None:
@@ -41,13 +43,15 @@ def run(run: Run) -> dict[str, Any]:
         skipped |= {f"test: {reason}": count for reason, count in test.integrity.skipped.items()}
         if not len(test.labelled):
             raise UserError(f"{data.val} has no person with two faces, so nothing can be verified on it")
-        if not data.allow_leaks and (reasons := find_leaks(train, test)):
+        leaks = find_leaks(train, test)
+        if leaks and not data.allow_leaks:
             raise UserError(
-                f"the test set is not independent of the training set in {len(reasons)} places: "
-                f"{'; '.join(reasons[:3])}. Remove them, or accept it with --set data.allow_leaks=true"
+                f"the test set is not independent of the training set in {len(leaks)} places: "
+                f"{'; '.join(leaks[:3])}. Remove them, or accept it with --set data.allow_leaks=true"
             )
     elif data.allow_leaks:
         train, test = (public.subset(rows) for rows in split_identities(public, data.test_share, run.config.seed))
+        leaks = find_leaks(train, test)
     else:
         train, test, copies = split_strangers(public, data.test_share, run.config.seed)
         if copies:
@@ -66,9 +70,10 @@ def run(run: Run) -> dict[str, Any]:
     enlarged.save(run.path(TRAIN))
     test.save(run.path(TEST))
     missed = public.integrity.missed + (test.integrity.missed if data.val is not None else ())
+    people = "people" if leaks else "unseen people"
     return {
         "summary": f"{len(train)} faces of {len(train.names)} people and {virtual} virtual ones to learn "
-        f"from, {len(test)} of {len(test.names)} unseen people to test on; {sum(skipped.values())} skipped, "
+        f"from, {len(test)} of {len(test.names)} {people} to test on; {sum(skipped.values())} skipped, "
         f"{len(missed)} without a face found",
         "public": {
             "name": public.source,
@@ -83,6 +88,7 @@ def run(run: Run) -> dict[str, Any]:
             "virtual_faces": virtual,
             "test_faces": len(test),
             "test_identities": len(test.names),
+            "leaks": len(leaks),
         },
         "skipped": skipped,
         "landmark_misses": list(missed),
@@ -110,4 +116,7 @@ def _open(run: Run, spec: str) -> Faces:
         run.log.info("%s: %d x %s", spec, count, reason)
     for key in faces.integrity.missed:
         run.log.info("%s: no face found in %s", spec, key)
+    for warning in faces.integrity.warnings:
+        remedy = warning.replace("pass colour=", "pack it with python -m faces.shards make --colour ")
+        run.say(f"note       {spec}: {remedy}")
     return faces

@@ -39,13 +39,14 @@ def run(run: Run) -> dict[str, Any]:
     targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
     student = _train(run, targets, STUDENT, "distill")
     beside = ""
-    if run.facts("teacher")["bootstrap"]:
+    if has_reference(run):
         reference = {"dc": teach.REFERENCE_FEATURES}.get(settings.mode, adapt.REFERENCE_TARGETS)
-        _train(run, reference if targets else None, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
+        _train(run, reference, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
         beside = f"; the same again from {teach.REFERENCE}"
     px = student.input_px
+    loss = "labels alone" if settings.mode == "c" else f"{settings.loss} loss"
     return {
-        "summary": f"{settings.student}, mode {settings.mode}, {settings.loss} loss, "
+        "summary": f"{settings.student}, mode {settings.mode}, {loss}, "
         f"{settings.steps * settings.batch:,} degraded faces seen{beside}",
         "name": settings.student,
         "params": count_parameters(student),
@@ -55,6 +56,11 @@ def run(run: Run) -> dict[str, Any]:
         "input_px": px,
         "embedding_dim": student.mimic.out_features,
     }
+
+
+def has_reference(run: Run) -> bool:
+    """Is there a second student, of a bootstrap's reference? Labels alone (mode c) know no teacher."""
+    return run.facts("teacher")["bootstrap"] and run.config.distill.mode != "c"
 
 
 def load_student(run: Run, file: str = STUDENT) -> Tiny:

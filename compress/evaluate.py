@@ -11,7 +11,7 @@ from compress.adapt import load_adapter
 from compress.artifacts import runnable
 from compress.config import Config
 from compress.data import load_parts, test_pairs
-from compress.distill import REFERENCE_STUDENT, load_student
+from compress.distill import REFERENCE_STUDENT, has_reference, load_student
 from compress.run import Run, cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
@@ -53,7 +53,7 @@ def run(run: Run) -> dict[str, Any]:
         found = loaded.embed(student_crops(test, input_px, input_px))
         rows.append(row(artifact["path"], f"same@{input_px}", found, found, "cosine", test, pairs))
     reference = []
-    if run.facts("teacher")["bootstrap"]:
+    if has_reference(run):
         other = load_student(run, REFERENCE_STUDENT)
         reference = [
             {**one, **data, "source": f"the same recipe with {teach.REFERENCE} as its teacher"}
@@ -71,8 +71,9 @@ def run(run: Run) -> dict[str, Any]:
         for model, one in headline.items()
         if model in ("teacher", "student")
     ]
+    people = "people who are not all strangers" if run.facts("data")["split"]["leaks"] else "unseen people"
     return {
-        "summary": f"{protocol} on {len(pairs.same)} pairs of unseen people: {', '.join(parts)}",
+        "summary": f"{protocol} on {len(pairs.same)} pairs of {people}: {', '.join(parts)}",
         "accuracy": [{**one, **data} for one in rows],
         "reference": reference,
     }

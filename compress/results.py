@@ -242,6 +242,8 @@ class Split(Part):
     """Faces of the unseen people."""
     test_identities: Count
     """Unseen people."""
+    leaks: Count = 0
+    """Optional: people or pictures shared by both sides, which `data.allow_leaks` accepted."""
 
 
 class Data(Part):
@@ -270,7 +272,7 @@ class Results(Part):
     run: Run | None = None
     data: Data | None = None
     misses: list[Miss] | None = None
-    """Optional: files of the teacher that could not be made."""
+    """Optional: files of the teacher that could not be made or were not equal."""
     alpha: Alpha | None = None
     """Optional: how the exported teacher mixes its twin adapters."""
     reference: list[Reference] | None = None

@@ -38,6 +38,8 @@ def test_an_image_under_two_names_is_not_on_both_sides(tmp_path):
     allowed, train, _ = stage(tmp_path, tmp_path / "a", tmp_path / "b", **{"data.allow_leaks": True})
     assert "training face nearly the same as a test face" not in allowed["skipped"]
     assert len(train) == allowed["split"]["train_faces"] > facts["split"]["train_faces"]
+    assert facts["split"]["leaks"] == 0 < allowed["split"]["leaks"]
+    assert ("unseen people" in facts["summary"], "unseen people" in allowed["summary"]) == (True, False)
 
 
 def test_what_changes_the_stages_key(tmp_path):
@@ -54,6 +56,33 @@ def test_what_changes_the_stages_key(tmp_path):
     second = data.settings(config)
     (tmp_path / "a/p/0.png").write_bytes(b"another")
     assert len({str(one) for one in (first, second, data.settings(config))}) == 3
+
+
+def test_a_linked_persons_new_face_counts(tmp_path):
+    people(tmp_path / "store", "pq", seed=1)
+    (tmp_path / "a").mkdir()
+    for name in "pq":
+        (tmp_path / "a" / name).symlink_to(tmp_path / "store" / name)
+    config = load_config("quick", None, {"data.public": [str(tmp_path / "a")]}, [])
+    first = data.settings(config)
+    (tmp_path / "store/p/new.png").write_bytes((tmp_path / "store/p/0.png").read_bytes())
+    assert data.settings(config) != first
+
+
+def test_blue_faces_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "pqrst":
+        (tmp_path / "a" / name).mkdir(parents=True)
+        for i in range(4):
+            # Red first, where OpenCV writes blue first.
+            image = np.full((112, 112, 3), (200, 120, 90), np.int64) + rng.integers(0, 40, (112, 112, 3))
+            cv2.imwrite(str(tmp_path / "a" / name / f"{i}.png"), image.astype(np.uint8))
+    given = {"data.public": [str(tmp_path / "a")], "data.aligned": True, "data.virtual": 0, "data.allow_leaks": True}
+    config = load_config("quick", None, given, [])
+    with Run.open(tmp_path / "run", config, quiet=True) as run:
+        data.run(run)
+    told = (tmp_path / "run/run.log").read_text()
+    assert "looks like BGR: pack it with python -m faces.shards make --colour bgr" in told
 
 
 def test_a_set_of_copies_is_refused(tmp_path):

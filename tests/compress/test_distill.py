@@ -84,7 +84,6 @@ def test_without_a_teacher_only_labelled_faces_are_seen(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "own", "reference"),
     [
-        ("c", None, None),
         ("s", "targets", "reference_targets"),
         ("sc", "targets", "reference_targets"),
         ("dc", "features", "reference_features"),
@@ -101,11 +100,14 @@ def test_each_mode_learns_from_its_targets(folder, monkeypatch, mode, own, refer
     monkeypatch.setattr(distill, "train_student", spy)
     run(folder, bootstrap=True, mode=mode)
     for found, name in zip(seen, (own, reference), strict=True):
-        if name is None:
-            assert found is None
-        else:
-            stored = np.load(folder / f"work/{name}.npy")
-            np.testing.assert_array_equal(found, own_features(stored) if mode == "dc" else stored)
+        stored = np.load(folder / f"work/{name}.npy")
+        np.testing.assert_array_equal(found, own_features(stored) if mode == "dc" else stored)
+
+
+def test_labels_alone_know_no_teacher_and_no_reference(folder):
+    facts = run(folder, bootstrap=True, mode="c")
+    assert not (folder / "reference_student.safetensors").exists()
+    assert facts["summary"].startswith("tiny16, mode c, labels alone, ")
 
 
 def test_own_features_differ_from_the_teachers_by_a_shift_and_one_scale():
