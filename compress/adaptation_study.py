@@ -16,6 +16,7 @@ from compress.part_scores import (
     METRICS,
     SEEDS,
     check_models,
+    check_unused,
     mean_values,
     people_summary,
     summary,
@@ -78,7 +79,9 @@ def adaptation(
 
     A row is kept as it ends, so a stopped command continues; rows that were not trained say so.
     """
-    config = load_config("standard", None, {"teacher.name": teachers[0], "distill.student": student}, settings)
+    options = {"teacher.name": teachers[0], "distill.student": student}
+    config = load_config("standard", None, options, settings)
+    check_unused(config, load_config("standard", None, options, ()))
     check_models(config, teachers, read_only)
     parts = open_parts(vals)
     train = concatenate([open_faces(spec) for spec in specs])

@@ -17,6 +17,7 @@ from compress.part_scores import (
     METRICS,
     SEEDS,
     check_models,
+    check_unused,
     mean_values,
     summary,
     teacher_features,
@@ -72,7 +73,9 @@ def modes(
     A row and seed is kept in FOLDER as it ends, so a stopped table continues; one that was not trained says so.
     Writes OUT/STUDENT-TABLE.json and .md. `cross`: the first face embedded by the teacher at full size.
     """
-    config = load_config("standard", None, {"teacher.name": teacher, "distill.student": student}, settings)
+    options = {"teacher.name": teacher, "distill.student": student}
+    config = load_config("standard", None, options, settings)
+    check_unused(config, load_config("standard", None, options, ()))
     chosen = {name: TABLES[name] for name in tables or TABLES}
     known = {row.name for table in chosen.values() for row in table.rows}
     if unknown := set(names) - known:

@@ -39,6 +39,13 @@ def check_models(config: Config, teachers: Iterable[str], read_only: bool = Fals
             create_teacher(teacher)
 
 
+def check_unused(config: Config, plain: Config) -> None:
+    """UserError for a setting that a study on fixed pairs does not read; plain: the configuration without --set."""
+    for name in ("seed", "data", "teacher"):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"--set {name}: the people, teachers and seeds of this study are its options; leave it out")
+
+
 def check_trained(teacher: str) -> None:
     """UserError where a bootstrap would stand in, which a study does not fit."""
     for one, _ in members(teacher, None):

@@ -102,7 +102,9 @@ def splits(
     OUT/splits.md. All rows see the same number of samples, from the same people, and start from the same weights;
     `c` sees labelled faces alone, the others the virtual ones too.
     """
-    options = {"data.public": list(specs) or None, "teacher.name": teacher, "distill.student": student}
+    # The study's teacher is as it is, where the standard preset would fine-tune it.
+    options = {"data.public": list(specs) or None, "teacher.name": teacher, "distill.student": student,
+               "teacher.finetune.method": "none"}  # fmt: skip
     configs = {
         name: load_config(
             preset, None, {**options, **{f"distill.{k}": v for k, v in ROWS.get(name, {}).items()}}, settings
@@ -123,6 +125,8 @@ def _check_row(name: str, config: Config) -> None:
         "seed": (config.seed, 0),
         "data.val": (config.data.val, None),
         "data.pairs": (config.data.pairs, None),
+        "teacher.mirror": (config.teacher.mirror, False),
+        "teacher.finetune.method": (config.teacher.finetune.method, "none"),
     }
     given |= {f"distill.{key}": (getattr(config.distill, key), value) for key, value in ROWS.get(name, {}).items()}
     for key, (found, wanted) in given.items():

@@ -13,8 +13,8 @@ from rich.progress import track
 from benchmarks.output import cell, gap_cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
-from compress.distill import prepare, start_student
-from compress.part_scores import check_models, check_trained
+from compress.distill import prepare, start_student, weights_file
+from compress.part_scores import check_models, check_trained, check_unused
 from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
@@ -65,7 +65,9 @@ def teachers(
         if name in files:
             raise UserError(f"--tuned {one}: there is a row {name!r} already; give each another name")
         files[name] = Path(file)
-    config = load_config("quick", None, {"teacher.name": teacher, "distill.student": student}, settings)
+    options = {"teacher.name": teacher, "distill.student": student}
+    config = load_config("quick", None, options, settings)
+    check_unused(config, load_config("quick", None, options, ()))
     check_models(config, ())
     check_trained(teacher)
     for weights in files.values():
@@ -97,7 +99,9 @@ class _Study:
         how = self.config
         made = [how.teacher.name, file and sha256(file), str(how.adapt), str(how.distill), seed, self.train.state(),
                 self.part.state()]  # fmt: skip
-        return f"{name}-{seed}-{fingerprint(made, weight_files(how.teacher.name))}"
+        start = weights_file(how.distill)
+        files = [*weight_files(how.teacher.name), *([Path(start)] if start else [])]
+        return f"{name}-{seed}-{fingerprint(made, files)}"
 
     def row(self, name: str, file: Path | None, seed: int) -> dict[str, Any]:
         """Distil and measure unless that was done; which pairs were right is in the .npz beside it."""

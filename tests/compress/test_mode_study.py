@@ -160,7 +160,14 @@ def test_every_row_is_named_once_and_has_its_baseline(table):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [(("--row", "d"), "no row is named 'd'"), (("--data", "nowhere"), "nowhere")]
+    ("more", "said"),
+    [
+        (("--row", "d"), "no row is named 'd'"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--set", "teacher.weights=mine.safetensors"), "--set teacher: "),
+        (("--set", "data.virtual=500"), "--set data: "),
+        (("--set", "seed=7"), "--set seed: "),
+    ],
 )
 def test_mistakes_are_told_in_one_line(data, tmp_path, more, said):
     done = modes(data, tmp_path, *more)

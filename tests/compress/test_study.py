@@ -164,7 +164,9 @@ def test_a_row_of_other_settings_data_or_sources_is_not_reused(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("row", "setting", "said"),
     [("s relational", "distill.mode=c", "distill.mode=c: in row 's relational' of this study it is s"),
-     ("c", "seed=5", "seed=5"), ("teacher", "data.val=orl", "data.val=orl")],
+     ("c", "seed=5", "seed=5"), ("teacher", "data.val=orl", "data.val=orl"),
+     ("teacher", "teacher.mirror=true", "teacher.mirror=True"),
+     ("sc relational", "teacher.finetune.method=octuplet", "teacher.finetune.method=octuplet")],
 )  # fmt: skip
 def test_what_the_study_decides_is_not_set(people, tmp_path, row, setting, said):
     done = splits(people, tmp_path, "--set", setting, rows=(row,))
