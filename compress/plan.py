@@ -1,5 +1,6 @@
 """Before a run: are the names and paths right, which stages would run, how long and how large."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from teachers.backbones.bootstrap import fast_bfloat16
 from teachers.bootstrap import view_count
 from teachers.ensemble import Ensemble
 from teachers.evaluate import CROSS_PX
+from teachers.names import members
 from teachers.registry import create_teacher, is_stand_in, weight_files
 from teachers.teacher import Teacher
 
@@ -50,8 +52,24 @@ def choose(stages: Sequence[Stage], names: str | None) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
+def check_fresh(stages: Sequence[Stage]) -> None:
+    """UserError where a stage needs what --fresh would forget and no stage makes again."""
+    if lost := [before.name for stage in stages for before in stage.after if before not in stages]:
+        raise UserError(
+            f"--fresh forgets what every stage left, {lost[0]} too, which --stages leaves out: name it too, or leave "
+            "out --fresh"
+        )
+
+
 def check(config: Config) -> None:
     """UserError for what can be known to be wrong before any work is done."""
+    how, world = config.distill, int(os.environ.get("WORLD_SIZE", 1))
+    if how.versions and how.sizes:
+        raise UserError("a fixed set of versions has one size: set distill.versions=0 or leave out distill.sizes")
+    if how.batch % world:
+        raise UserError(f"a batch of {how.batch} faces cannot be shared by {world} processes: set distill.batch")
+    if config.export.teacher and len(members(config.teacher.name, config.teacher.weights)) > 1:
+        raise UserError(f"{config.teacher.name} is an ensemble: export its members, each from a run of its own")
     weights = weight_files(config.teacher.name, config.teacher.weights)
     create_student(config.distill.student)
     for spec in (*config.data.public, *filter(None, [config.data.val])):
@@ -137,19 +155,22 @@ def _measured(config: Config, count: int, people: int) -> dict[str, float]:
     teacher = create_teacher(config.teacher.name, config.teacher.weights).to(config.device)
     a_face = _seconds_a_face(teacher)
     how = config.distill
-    tested = round(count * config.data.test_share)
+    tested, more = round(count * config.data.test_share), 0
+    if config.data.val is not None:
+        tested = more = sum(1 for _ in recognise(config.data.val)[0]())
     embedded = (count + config.data.virtual) * (2 if config.teacher.mirror else 1)
     seconds = (embedded + _tuning_faces(config, tested)) * a_face
     if teacher.bootstrap:
-        views = view_count(count - tested, config.teacher.views)
+        views = view_count(count + more - tested, config.teacher.views)
         seconds += views * a_face + (embedded + views) * _seconds_a_face(create_teacher(REFERENCE).to(config.device))
-    students = 2 if teacher.bootstrap else 1
+    students = 2 if teacher.bootstrap and how.mode != "c" else 1
+    sizes = {*config.evaluate.px, create_student(how.student).input_px}
     return {
-        "data": count * _DETECT,
+        "data": (count + more) * _DETECT,
         "teacher": seconds,
         "adapt": students * _seconds_to_adapt(config, teacher.embedding_dim, people),
         "distill": students * how.steps * _seconds_a_step(config),
-        "evaluate": tested * (1 + len(config.evaluate.px)) * a_face,
+        "evaluate": tested * (1 + len(sizes)) * a_face,
     }
 
 

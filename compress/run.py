@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _HALF_WRITTEN = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[a-z0-9]+)?")
 
 _KEPT_EVERY = 10.0
-_OWN = frozenset({".lock", "config.json", "run.json", "run.log"})
+_OWN = frozenset({".lock", "config.json", "run.json"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +195,11 @@ class Run:
 
     def _files(self) -> dict[str, int]:
         """When each file of the run was written last; what only resumes a stage lies deeper and does not count, nor
-        does a file that the shell writes our output to."""
+        does a log or another file that the shell writes our output to."""
         found = [path for place in (self.folder, self.path("work")) for path in sorted(place.glob("*"))]
-        kept = [(path, path.stat()) for path in found if path.is_file() and path.name not in _OWN]
+        kept = [
+            (path, path.stat()) for path in found if path.is_file() and path.name not in _OWN and path.suffix != ".log"
+        ]
         streams = [os.fstat(number) for number in (1, 2)]
         return {
             str(path.relative_to(self.folder)): stat.st_mtime_ns

@@ -38,16 +38,44 @@ def test_a_good_configuration_passes():
     [
         ("teacher.name=swin_c", "unknown teacher 'swin_c'"),
         ("distill.student=tiny", "unknown student 'tiny'"),
-        ('data.public=["orl", "/nowhere"]', "no face data at '/nowhere'"),
+        ('data.public=["orl","/nowhere"]', "no face data at '/nowhere'"),
         ("data.val=/nowhere", "no face data at '/nowhere'"),
         ("distill.weights=/nowhere", "no file /nowhere"),
         ("teacher.weights=/nowhere", "no weights file /nowhere"),
         ("device=cuda:99", "cuda:99"),
+        ("distill.versions=4 distill.sizes=[16,32]", "one size"),
+        ("teacher.name=dlib_resnet+onnx:b.onnx export.teacher=true", "is an ensemble"),
     ],
 )
 def test_what_can_be_known_to_be_wrong_is_said_before_any_work(setting, words):
+    config = load_config("quick", None, {}, setting.split())
     with pytest.raises(UserError, match=words):
-        plan.check(load_config("quick", None, {}, [setting]))
+        plan.check(config)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="256 faces cannot be shared by 3"):
+        plan.check(load_config("quick", None, {}, ["distill.batch=256"]))
+
+
+def test_fresh_forgets_nothing_that_no_stage_makes_again():
+    plan.check_fresh(plan.choose(STAGES, None))
+    plan.check_fresh(plan.choose(STAGES, "data,teacher,adapt,distill"))
+    with pytest.raises(UserError, match=r"--fresh forgets .* adapt too"):
+        plan.check_fresh(plan.choose(STAGES, "distill"))
+
+
+def test_a_test_set_of_ones_own_takes_its_time(monkeypatch):
+    monkeypatch.setattr(plan, "_seconds_a_face", lambda teacher: 0.5)
+    monkeypatch.setattr(plan, "_seconds_a_step", lambda config: 0.0)
+    options = {"teacher.name": "dlib_resnet", "distill.student": "tiny64"}
+    split, val = (
+        plan._measured(load_config("quick", None, options | more, []), 400, 40) for more in ({}, {"data.val": "orl"})
+    )
+    sizes = len({*load_config("quick", None, {}, []).evaluate.px, 64})
+    assert (split["evaluate"], val["evaluate"]) == (100 * (1 + sizes) * 0.5, 400 * (1 + sizes) * 0.5)
+    assert val["data"] == 2 * split["data"]
 
 
 @pytest.mark.parametrize(("ensemble", "words"), [(True, "each member"), (False, "is frozen")])

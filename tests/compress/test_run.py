@@ -167,6 +167,21 @@ def test_the_log_that_the_shell_keeps_is_no_stages_file(chain, folder, monkeypat
     assert chain(folder) == ""
 
 
+def test_a_log_that_another_process_keeps_is_no_stages_file(chain, folder):
+    folder.mkdir()
+    work = chain.work
+
+    def told(name):
+        (folder / "shell.log").write_text(name)
+        return work(name)
+
+    chain.work = told
+    assert chain(folder) == "abc"
+    assert all(Run(folder, CONFIG, quiet=True).record(name)["files"] == [] for name in "abc")
+    (folder / "shell.log").unlink()
+    assert chain(folder) == ""
+
+
 def test_a_folder_of_sources_counts_with_its_templates(chain, folder, tmp_path):
     package = chain.root / "package"
     (package / "templates").mkdir(parents=True)
