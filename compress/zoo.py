@@ -52,20 +52,24 @@ def _ended(folder: Path, stage: str) -> str:
 
 
 def data_files(run: Results) -> list[Path]:
-    """The files that the run learnt from and was tested on, those that are still there."""
-    config = run.run.config["data"] if run.run is not None else {}
-    named = [*config.get("public", ()), config.get("val"), config.get("pairs")]
-    return [Path(one) for one in named if one is not None and Path(one).is_file()]
+    """The files and folders that the run learnt from, started from and was tested on, those that are still there; of a
+    folder also its shards."""
+    config = run.run.config if run.run is not None else {}
+    data, weights = config.get("data", {}), [config.get(part, {}).get("weights") for part in ("teacher", "distill")]
+    named = [*data.get("public", ()), data.get("val"), data.get("pairs"), *weights]
+    found = [Path(one) for one in named if one is not None and Path(one).name and Path(one).exists()]
+    return [file for one in found for file in (one, *(sorted(one.glob("*.tar")) if one.is_dir() else ()))]
 
 
 def published(card: str, files: list[Path], licence: str | None = None) -> str:
-    """The card with file names in place of paths, the data's licence, and a section with each file's hash."""
+    """The card with names in place of paths, the data's licence, and a section with each file's hash."""
     if licence is not None:
         card = card.replace(USER_DATA, licence)
     # The longest first: one path may begin with another.
     for file in sorted(files, key=lambda one: -len(str(one))):
         for text in {str(file), re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(file))}:
             card = card.replace(text, file.name)
+    files = [file for file in files if file.is_file()]
     rows = [f"| {file.name} | {file.stat().st_size:,} | `{sha256(file)}` |" for file in files]
     table = "\n".join(["", "## Files of the data", "", "| File | Bytes | SHA-256 |", "|---|--:|---|", *rows, ""])
     return card.rstrip("\n") + "\n" + table
