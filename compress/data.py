@@ -117,6 +117,5 @@ def _open(run: Run, spec: str) -> Faces:
     for key in faces.integrity.missed:
         run.log.info("%s: no face found in %s", spec, key)
     for warning in faces.integrity.warnings:
-        remedy = warning.replace("pass colour=", "pack it with python -m faces.shards make --colour ")
-        run.say(f"note       {spec}: {remedy}")
+        run.say(f"note       {spec}: {warning}")
     return faces

@@ -28,6 +28,12 @@ class Integrity:
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def told(self) -> list[str]:
+        """A line for each reason of skipping, for the faces that were not found, and for what looks wrong."""
+        lines = [f"{count} x {reason}" for reason, count in sorted(self.skipped.items())]
+        lines += [f"{len(self.missed)} x no face found"] if self.missed else []
+        return [*lines, *self.warnings]
+
 
 @dataclass(frozen=True)
 class Faces:

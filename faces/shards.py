@@ -227,12 +227,8 @@ def make(specs: tuple[str, ...], out: Path, colour: str, detector: str, aligned:
             how: dict[str, Any] = {"detector": detector, "aligned": aligned, "colour": colour}
             part = open_faces(spec, lazy=True, progress=advance, **how)
         parts.append(part)
-        for reason, count in sorted(part.integrity.skipped.items()):
-            click.echo(f"{spec}: {count} x {reason}")
-        if part.integrity.missed:
-            click.echo(f"{spec}: {len(part.integrity.missed)} x no face found")
-        for warning in part.integrity.warnings:
-            click.echo(f"{spec}: {warning.replace('pass colour=', 'pass --colour ')}", err=True)
+        for line in part.integrity.told():
+            click.echo(f"{spec}: {line}", err=True)
     faces = concatenate(parts)
     with _progress("packing", len(faces)) as advance:
         paths = pack(faces, out, progress=advance, **settings)

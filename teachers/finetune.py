@@ -141,10 +141,10 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             held.enter_context(lock(out))
-        public = concatenate([open_faces(spec, lazy=lazy) for spec in specs])
+        public = concatenate([_open(spec, console, lazy) for spec in specs])
         check = None
         if val is not None:
-            test = open_faces(val)
+            test = _open(val, console)
             check_strangers(public, test)
         elif checks:
             # Of a set beyond memory, finding copies would mean decoding every face first.
@@ -167,6 +167,13 @@ def main(
         if (out / ALPHA).is_file():
             points = json.loads((out / ALPHA).read_text())["percentiles_5_50_95"]
             console.print(f"alpha, 5 / 50 / 95 % of training faces: {points}", highlight=False, soft_wrap=True)
+
+
+def _open(spec: str, console: Console, lazy: bool = False) -> Faces:
+    faces = open_faces(spec, lazy=lazy)
+    for line in faces.integrity.told() if rank() == 0 else ():
+        console.print(f"{spec}: {line}", highlight=False, soft_wrap=True)
+    return faces
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:

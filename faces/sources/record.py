@@ -98,4 +98,7 @@ def colour_warning(images: np.ndarray, most: int = 256) -> str | None:
     redder = float(np.median(np.median(difference[coloured], axis=(1, 2))))
     if redder > _CLEARLY_BLUE:
         return None
-    return f"looks like BGR: pass colour=bgr (skin is {-redder:.0f} levels bluer than red)"
+    return (
+        f"looks like BGR, skin being {-redder:.0f} levels bluer than red: read it with colour=bgr, or pack it with "
+        "python -m faces.shards make --colour bgr"
+    )

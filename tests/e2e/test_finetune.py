@@ -100,8 +100,10 @@ def test_without_checks_nobody_is_held_out(tmp_path):
         if int(person[1:]) <= 4 and int(shot) <= 3:
             (few / person).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(few / person / f"{shot}.png"), decode(record.data))
+    (few / "s1/broken.png").write_bytes(b"no image")
     done = CliRunner().invoke(main, arguments(few, tmp_path / "out", "octuplet", "--checks", "0"))
     assert done.exit_code == 0, (done.output, done.exception)
+    assert f"{few}: 1 x unreadable image" in done.stderr
     assert (tmp_path / "out/teacher.safetensors").is_file()
 
 

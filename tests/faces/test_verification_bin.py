@@ -119,7 +119,7 @@ def test_skin_that_is_bluer_than_red_is_warned_about(tmp_path):
     skin = [_jpeg(i, (40, 0, -30)) for i in range(24)]
     assert read_bin_of(tmp_path, skin, SAME).integrity.warnings == ()
     (warning,) = read_bin_of(tmp_path, skin, SAME, colour="bgr").integrity.warnings
-    assert "looks like BGR: pass colour=bgr" in warning
+    assert "read it with colour=bgr" in warning
 
 
 def test_grey_few_and_doubtful_faces_are_not_warned_about():
