@@ -228,7 +228,8 @@ def _complete_finetune(merged: dict[str, Any]) -> None:
     given = teacher.setdefault("finetune", {})
     if "method" not in given:
         quick = merged["preset"] == "quick"
-        given["method"] = "none" if quick else default_method(str(teacher.get("name", Teacher.name)))
+        name, weights = str(teacher.get("name", Teacher.name)), teacher.get("weights")
+        given["method"] = "none" if quick else default_method(name, None if weights == "none" else weights)
     teacher["finetune"] = {**DEFAULTS.get(str(given["method"]), {}), **given}
 
 

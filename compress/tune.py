@@ -20,6 +20,7 @@ from teachers.alpha import ALPHA
 from teachers.ensemble import Ensemble
 from teachers.fabric import create_fabric
 from teachers.finetune import CURVE, TUNED, finetune_teacher, resolution_check
+from teachers.loop import check_unadapted
 from teachers.methods.base import kind_of
 from teachers.teacher import Teacher
 from teachers.tuned import apply_tuned
@@ -38,6 +39,7 @@ def check_trainable(teacher: Teacher | Ensemble) -> Teacher:
         )
     if not teacher.trainable:
         raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: give --teacher-method none")
+    check_unadapted(teacher)
     return teacher
 
 

@@ -58,6 +58,11 @@ def prepare_alpha(teacher: "Teacher", faces: Faces, how: Finetune, seed: int, fo
 def _fit(teacher: "Teacher", faces: Faces, how: Finetune, seed: int) -> tuple[Quality, dict[str, Any]]:
     report: dict[str, Any] = {}
     if how.quality == "fitted":
+        if teacher.input_px < PATCH_PX:
+            raise UserError(
+                f"the fitted quality score needs {PATCH_PX} px, and {teacher.name} takes {teacher.input_px}: "
+                "give another score with the setting quality"
+            )
         chosen = faces.subset(np.random.default_rng([seed, 14]).permutation(len(faces))[:_LARGEST_FIT])
         crops = crop(chosen.images, chosen.landmarks, "arcface")
         network, report = fit_cnniqa(crops, chosen.identities, seed, steps=how.quality_steps)

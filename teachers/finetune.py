@@ -16,16 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from faces.cli import SEED, Output, run_cli
-from faces.dataset import Faces, check_strangers, concatenate, split_identities, split_strangers
+from faces.dataset import Faces, check_strangers, concatenate, find_leaks, split_identities, split_strangers
 from faces.distributed import rank
 from faces.errors import UserError
-from faces.files import lock, whole
+from faces.files import fingerprint, lock, whole
 from faces.sources import open_faces
 from faces.verification import Pairs, make_pairs, read_pairs
 from teachers.alpha import ALPHA, prepare_alpha
+from teachers.backbones.bootstrap import Bootstrap
 from teachers.evaluate import CROSS_PX, accuracies, pair_scores
 from teachers.fabric import PRECISIONS, STRATEGIES, create_fabric
-from teachers.loop import Check, Row, finetune
+from teachers.loop import Check, Row, check_unadapted, finetune
 from teachers.methods.base import kind_of
 from teachers.registry import PATTERNS, create_single, list_teachers
 from teachers.settings import DEFAULTS, Finetune, finetune_settings
@@ -57,6 +58,7 @@ def finetune_teacher(
     """
     if not teacher.trainable:
         raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: give another --teacher")
+    check_unadapted(teacher)
     kind = kind_of(how.method)
     if kind.needs_alpha:
         teacher.alpha = prepare_alpha(teacher, faces, how, seed, folder, fabric)
@@ -135,6 +137,8 @@ def main(
     """
     how = finetune_settings(method, **parse_settings(settings))
     teacher = create_single(name, weights, seed=seed)
+    if isinstance(teacher.backbone, Bootstrap) and not teacher.backbone.fitted:
+        raise UserError(f"no trained weights for {name}: give --teacher-weights FILE or hub")
     console = Console(stderr=True)
     fabric = create_fabric(device, devices, strategy, precision, out, teacher.backbone)
     with contextlib.ExitStack() as held:
@@ -142,10 +146,17 @@ def main(
         if rank() == 0:
             held.enter_context(lock(out))
         public = concatenate([_open(spec, console, lazy) for spec in specs])
-        check = None
+        check, measured_on = None, ""
         if val is not None:
             test = _open(val, console)
-            check_strangers(public, test)
+            if lazy:
+                # Comparing images would mean decoding every face first.
+                check_strangers(public, test)
+                console.print("--lazy: the people of --val were compared with those of --data, their images were not")
+            elif leaks := find_leaks(public, test):
+                raise UserError(
+                    f"--val is not independent of --data in {len(leaks)} places: {'; '.join(leaks[:3])}. Take them out"
+                )
         elif checks:
             # Of a set beyond memory, finding copies would mean decoding every face first.
             if lazy:
@@ -157,10 +168,11 @@ def main(
         if checks:
             chosen = make_pairs(test.identities, seed, 500) if pairs is None else read_pairs(Path(pairs), test.keys)
             check = resolution_check(test, chosen)
+            measured_on = fingerprint([test.state(), *(part.tolist() for part in (chosen.a, chosen.b, chosen.fold))])
         advance = held.enter_context(progress_bar(console, how.steps))
         curve = finetune_teacher(
             teacher, public, how, seed, out, fabric, base=weights, progress=advance,
-            check=check, checks=checks,
+            check=check, checks=checks, measured_on=measured_on,
         )  # fmt: skip
     if rank() == 0:
         _tell(console, curve, out)
@@ -172,7 +184,7 @@ def main(
 def _open(spec: str, console: Console, lazy: bool = False) -> Faces:
     faces = open_faces(spec, lazy=lazy)
     for line in faces.integrity.told() if rank() == 0 else ():
-        console.print(f"{spec}: {line}", highlight=False, soft_wrap=True)
+        console.print(f"{spec}: {line}", highlight=False, soft_wrap=True, markup=False)
     return faces
 
 
@@ -203,7 +215,7 @@ def _tell(console: Console, curve: list[Row], out: Path) -> None:
     for row in measured[:1] + measured[-1:]:
         cells = ", ".join(f"{key} {value:.1f}%" for key, value in row.items() if key == "full" or "@" in key)
         console.print(f"step {row['step']:.0f}: {cells}", highlight=False, soft_wrap=True)
-    console.print(str(out / TUNED), highlight=False, soft_wrap=True)
+    console.print(str(out / TUNED), highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from teachers.methods.base import Method, create_method, kind_of
 from teachers.optimise import Average, create_head_optimiser, create_optimiser, rate_at, trained
 from teachers.samplers import Stream
 from teachers.settings import Finetune
+from teachers.tuned import digest
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -73,6 +74,7 @@ def finetune(
     checkpoint_every: int = 25,
     stop_after: int | None = None,
     first_gradient: Callable[[Tensor], None] | None = None,
+    measured_on: str = "",
 ) -> list[Row]:
     """Fine-tune `teacher` in place on the labelled `faces`, and on the others where `how.unlabelled`.
 
@@ -82,7 +84,8 @@ def finetune(
     then are those of a run that was never stopped. `check` is called before the first step, `checks` times on the
     way and at the end (never under FSDP). `progress` gets (steps done, a few words). `stop_after` ends early, as a
     kill would, with a checkpoint. `first_gradient` gets the whole gradient of the first step, before clipping, in one
-    row. UserError: too few people, a batch that the processes cannot share, a checkpoint of another run, a loss that
+    row. `measured_on` names what `check` measures on: one curve is not continued on another. UserError: too few
+    people, a teacher with adapters, a batch that the processes cannot share, a checkpoint of another run, a loss that
     is not finite, features that collapse to one point.
     """
     if is_sharded(fabric) and (how.average or (how.method, how.contrastive) == ("qgface", "momentum")):
@@ -94,11 +97,14 @@ def finetune(
         raise UserError(f"a step of {how.batch + how.unlabelled} faces does not divide among {world_size()} processes")
     if not how.unlabelled:
         faces = faces.subset(faces.labelled)
+    if len(faces.names) < 2:
+        raise UserError(f"{len(faces.names)} people have two faces or more in {faces.source}; fine-tuning needs two")
+    check_unadapted(teacher)
     kind = kind_of(how.method)
     torch.manual_seed(_seed(seed, 0))
     kind.adapt(teacher.backbone, how)
     method = create_method(how, teacher.embedding_dim, len(faces.names), teacher.backbone)
-    trainer = _Trainer(teacher, faces, how, method, seed, fabric, folder)
+    trainer = _Trainer(teacher, faces, how, method, seed, fabric, folder, measured_on)
     steps = min(how.steps, stop_after or how.steps)
     every, moments = max(1, how.steps // 200), _moments(how.steps, checks if check else 0)
     if progress:
@@ -122,6 +128,15 @@ def finetune(
     return trainer.curve
 
 
+def check_unadapted(teacher: "Teacher") -> None:
+    """UserError where its backbone has adapters: a file of theirs belongs to frozen weights that lie in another one."""
+    if any(lora.is_adapter(name) for name, _ in teacher.backbone.named_parameters()):
+        raise UserError(
+            f"{teacher.name} has adapters already ({teacher.source}) and is not tuned again: give the weights that "
+            "they were made from, or take it as it is (compress.pipeline: --teacher-method none)"
+        )
+
+
 class _Trainer:
     """The state of a running fine-tuning."""
 
@@ -134,13 +149,16 @@ class _Trainer:
         seed: int,
         fabric: "Fabric",
         folder: Path,
+        measured_on: str,
     ) -> None:
+        self.measured_on = measured_on
         self.teacher, self.faces, self.how, self.seed, self.fabric = teacher, faces, how, seed, fabric
         self.method = method.to(fabric.device)
         self.precision = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.method.to(self.precision)
         self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
-        key = fingerprint([asdict(how), seed, faces.keys, teacher.name, teacher.source])
+        start = digest(teacher.backbone.state_dict())
+        key = fingerprint([asdict(how), seed, faces.state(), teacher.name, teacher.source, start])
         adapted = any(lora.is_adapter(name) for name, _ in teacher.backbone.named_parameters())
         self.checkpoint = Checkpoint(folder, key, fabric, lora.is_adapter if adapted else lambda _: True)
         self.curve: list[Row] = []
@@ -187,10 +205,12 @@ class _Trainer:
         chosen = order[(place < SAMPLE_FACES) & (labels[order] >= 0)]
         if self.how.method == "octuplet" or self.how.head_from == "random":
             chosen = np.random.default_rng([self.seed, 13]).permutation(chosen)[:512]
-        features = self.teacher.embed_faces(self.faces.subset(chosen))
-        return torch.from_numpy(features).to(self.fabric.device), torch.from_numpy(labels[chosen]).to(
-            self.fabric.device
-        )
+        features = torch.from_numpy(self.teacher.embed_faces(self.faces.subset(chosen)))
+        if self.teacher.centre is not None:
+            # The backbone's own are trained: an earlier fine-tuning took its centre from them.
+            features = features + self.teacher.centre.to(features)
+        device = self.fabric.device
+        return features.to(device), torch.from_numpy(labels[chosen]).to(device)
 
     def _restore(self) -> None:
         named = {"method": self.method, "head_optimiser": self.head_optimiser, "mean": self.mean}
@@ -198,10 +218,16 @@ class _Trainer:
         self.parts = {"model": self.model, "optimiser": self.optimiser}, own
         restored = self.checkpoint.load(*self.parts)
         if restored is not None:
+            if restored["measured_on"] != self.measured_on:
+                raise UserError(
+                    "the curve of this fine-tuning was measured on other faces or pairs (--val, --pairs, --checks): "
+                    "give the same, or another --out"
+                )
             self.done, self.curve, self.spread = restored["step"], restored["curve"], restored["spread"]
 
     def save(self, step: int) -> None:
-        self.checkpoint.save(*self.parts, {"step": step, "curve": self.curve, "spread": self.spread})
+        notes = {"step": step, "curve": self.curve, "spread": self.spread, "measured_on": self.measured_on}
+        self.checkpoint.save(*self.parts, notes)
 
     def log(self, row: Row) -> None:
         self.curve.append(row)

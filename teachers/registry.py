@@ -234,15 +234,28 @@ def is_stand_in(name: str, weights: str | Path | None = None) -> bool:
     given = parts[0][1]
     if given is None:
         return known_teacher(name).default == "bootstrap"
-    return given not in ("hub", "random") and is_bootstrap(given)
+    if given in ("hub", "random"):
+        return False
+    notes = tuned_notes(given)
+    return is_stand_in(name, notes["base"]) if notes else is_bootstrap(given)
 
 
-def default_method(name: str) -> MethodName:
+def default_method(name: str, weights: str | Path | None = None) -> MethodName:
     """How such a teacher is fine-tuned where nobody says: transformers by petalface, convolutional ones by octuplet;
-    frozen files and ensembles not at all."""
-    if "+" in name or name.startswith("onnx:"):
+    frozen files, ensembles and what was fine-tuned before not at all. UserError where swin_b's file cannot be read."""
+    if "+" in name or name.startswith("onnx:") or _is_tuned(name, weights):
         return "none"
     return "petalface" if re.search("swin|vit|former|deit|beit|eva", name) else "octuplet"
+
+
+def _is_tuned(name: str, weights: str | Path | None) -> bool:
+    if weights == "hub":
+        return name == "swin_b"
+    if weights is None or not Path(weights).is_file():
+        return False
+    return tuned_notes(weights) is not None or (
+        name == "swin_b" and lora.official_rank(read_state(weights)) is not None
+    )
 
 
 def create_teacher(name: str, weights: str | Path | None = None, seed: int = 0) -> Teacher | Ensemble:
@@ -269,7 +282,10 @@ def create_single(name: str, weights: str | Path | None = None, seed: int = 0) -
     if weights not in (None, "hub", "random") and (notes := tuned_notes(str(weights))):
         # A whole fine-tuned backbone overwrites what it starts from; adapters belong to their own frozen weights.
         whole = notes["base_sha256"] is None and spec.default != "bootstrap"
-        return apply_tuned(create_single(name, "random" if whole else notes["base"]), str(weights))
+        start = create_single(name, "random" if whole else notes["base"])
+        start.source = (notes["base"] or "its default weights") if whole else start.source
+        start.licence = notes["licence"]
+        return apply_tuned(start, str(weights))
     if weights is None and spec.default == "nowhere":
         hub = ", or `hub` to download" if spec.hub else ""
         raise UserError(f"no package ships weights for {name}: give --teacher-weights FILE{hub}")

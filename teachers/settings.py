@@ -37,6 +37,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[float, Field(ge=1)]
 MethodName = Literal["none", "full", "lora", "petalface", "octuplet", "qgface"]
 
 
@@ -91,7 +92,7 @@ class Finetune:
     center: Annotated[float, Field(ge=0)] = 0.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     low_share: Share = 0.75
-    low_px: Listed[tuple[Positive, Positive]] = (7.0, 56.0)
+    low_px: Listed[tuple[Pixels, Pixels]] = (7.0, 56.0)
     rank: Count = 8
     lora_scale: Positive = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -151,6 +152,8 @@ def check_settings(how: Finetune) -> None:
     """UserError where settings that are right one by one do not go together."""
     if how.train_batch_norm and how.method in ("lora", "petalface"):
         raise UserError("train_batch_norm: adapters go with frozen weights, whose statistics must stay as they are")
+    if how.method == "octuplet" and how.batch < 4:
+        raise UserError("batch: octuplet compares two images each of two people at least: 4 or more")
     if how.unlabelled and how.method != "octuplet":
         raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
     if how.unlabelled and not (how.singles or how.anchor or how.relational):

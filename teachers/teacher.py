@@ -72,6 +72,8 @@ class Teacher(nn.Module):
         return torch.device("cpu") if held is None else held.device
 
     def forward(self, x: Tensor) -> Tensor:
+        first = next(self.backbone.parameters(), x)
+        x = x.to(torch.promote_types(x.dtype, first.dtype))
         # Without a quality the layers keep the alpha that the caller set (`lora.use_alpha`), or their own.
         quality = contextlib.nullcontext() if self.alpha is None else lora.use_alpha(self.backbone, self.alpha(x))
         with quality:

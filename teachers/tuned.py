@@ -39,16 +39,18 @@ def save_tuned(path: str | Path, teacher: "Teacher", how: Finetune, base: str | 
     The teacher lies on one process, in evaluation mode, with its adapters attached.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in teacher.backbone.state_dict().items()}
+    # A comparison in float64 began with float32 weights, and leaves the frozen ones as they were.
+    state = {name: value.float() if value.dtype == torch.float64 else value for name, value in state.items()}
     frozen = {name: value for name, value in state.items() if not lora.is_adapter(name)}
     adapted = len(frozen) < len(state)
-    kept = lora.adapter_state(teacher.backbone) if adapted else state
-    tensors = {_BACKBONE + name: state[name] for name in kept}
+    kept = state.keys() - frozen.keys() if adapted else state.keys()
+    tensors = {_BACKBONE + name: state[name] for name in state if name in kept}
     notes: dict[str, Any] = {
         "format": _FORMAT,
         "teacher": teacher.name,
         "settings": asdict(how),
         "metric": teacher.metric,
-        "base": None if base is None else str(Path(base).resolve()) if base != "hub" else "hub",
+        "base": base if base in (None, "hub", "random") else str(Path(base).resolve()),
         "base_sha256": digest(frozen) if adapted else None,
         "licence": teacher.licence,
     }
@@ -107,11 +109,13 @@ def apply_tuned(teacher: "Teacher", path: str | Path) -> "Teacher":
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes of the tensors."""
+    """SHA-256 over names and bytes of the tensors; bfloat16 ones count as the float32 that they are equal to."""
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
-        sha.update(state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        value = state[name].detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+        sha.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

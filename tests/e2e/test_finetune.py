@@ -84,6 +84,9 @@ def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
         (["--device", "cuda:²"], "unknown device"),
         (["--strategy", "fsdp"], "fsdp shards over GPUs"),
         (["--teacher-weights", "/nowhere.safetensors"], "no weights file"),
+        (["--set", "batch=2"], "batch: octuplet compares two images each of two people"),
+        (["--set", "low_px=0.2,7"], "low_px"),
+        (["--teacher", "swin_b"], "no trained weights for swin_b"),
     ],
 )
 def test_a_users_mistake_is_one_line(people, tmp_path, more, words):
@@ -105,6 +108,16 @@ def test_without_checks_nobody_is_held_out(tmp_path):
     assert done.exit_code == 0, (done.output, done.exception)
     assert f"{few}: 1 x unreadable image" in done.stderr
     assert (tmp_path / "out/teacher.safetensors").is_file()
+
+
+def test_a_val_set_of_copies_is_refused(people, tmp_path):
+    for file in sorted(people.rglob("*.png"))[:16]:
+        copy = tmp_path / "val" / f"{file.parent.name}-again" / f"{file.stem}.jpg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(copy), cv2.imread(str(file)))
+    done = CliRunner().invoke(main, arguments(people, tmp_path / "out", "octuplet", "--val", str(tmp_path / "val")))
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert "--val is not independent of --data in 12 places" in done.stderr
 
 
 def test_copies_of_the_faces_measured_on_are_not_learnt_from(people, tmp_path):

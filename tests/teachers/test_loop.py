@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gloo import run_as_torchrun
@@ -16,6 +18,7 @@ from teachers import lora
 from teachers.checkpoint import Checkpoint
 from teachers.fabric import block_classes, create_fabric
 from teachers.loop import finetune, spread
+from teachers.methods.base import kind_of
 from teachers.optimise import rate_at
 from teachers.settings import finetune_settings
 
@@ -111,6 +114,17 @@ def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
     train(folder, "dlib_resnet", "octuplet", stop_after=2)
     with pytest.raises(UserError, match="settings, seed, teacher or faces differ"):
         train(folder, "dlib_resnet", "octuplet", lr=2e-3)
+    # The same faces under other names, and other weights under the same name.
+    mixed = replace(people(), identities=np.roll(people().identities, 2))
+    heavier = small_teacher()
+    for parameter in heavier.backbone.parameters():
+        parameter.mul_(1.1)
+    how = finetune_settings("octuplet", steps=6, batch=8, lr=1e-3, dropout=0.0, clip=5.0)
+    for teacher, faces in ((small_teacher(), mixed), (heavier, people())):
+        with pytest.raises(UserError, match="settings, seed, teacher or faces differ"):
+            finetune(teacher, faces, how, 3, create_fabric(), tmp_path)
+    with pytest.raises(UserError, match=r"measured on other faces or pairs"):
+        finetune(small_teacher(), people(), how, 3, create_fabric(), tmp_path, measured_on="others")
     pointer = tmp_path / "checkpoint.json"
     noted = json.loads(pointer.read_text())
     pointer.write_text(json.dumps(noted | {"world_size": 4}))
@@ -177,6 +191,28 @@ def test_the_curve_has_losses_rates_and_checks(tmp_path) -> None:
     assert {"lr", "loss", "hhh", "hll", "lhh", "lll", "spread", "gradient"} <= set(last)
     assert last["loss"] == pytest.approx(sum(last[term] for term in ("hhh", "hll", "lhh", "lll")), rel=1e-5)
     assert not teacher.backbone.training
+
+
+def test_a_centre_of_before_is_not_lost(tmp_path) -> None:
+    how, centres, losses = finetune_settings("full", steps=1, batch=8, lr=1e-9), [], []
+    for centre in (None, torch.full((128,), 5.0)):
+        teacher = small_teacher()
+        teacher.centre = centre
+        losses.append(finetune(teacher, people(), how, 0, create_fabric(), tmp_path / str(centre is None))[-1]["loss"])
+        centres.append(teacher.centre)
+    torch.testing.assert_close(*centres)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_who_cannot_be_fine_tuned(tmp_path) -> None:
+    adapted, how = small_teacher(), finetune_settings("octuplet", batch=8)
+    kind_of("lora").adapt(adapted.backbone, finetune_settings("lora"))
+    with pytest.raises(UserError, match="has adapters already"):
+        finetune(adapted, people(), how, 0, create_fabric(), tmp_path)
+    for faces in (people(1), replace(people(2), identities=np.full(8, -1), names=())):
+        for method in ("full", "octuplet", "qgface"):
+            with pytest.raises(UserError, match=r"[01] people have two faces or more in made"):
+                finetune(small_teacher(), faces, finetune_settings(method, batch=8), 0, create_fabric(), tmp_path)
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:

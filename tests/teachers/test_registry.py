@@ -13,6 +13,8 @@ from teachers import Teacher, create_teacher, list_teachers
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.backbones.swin import Swin
 from teachers.registry import TEACHERS, is_stand_in, weight_files
+from teachers.settings import finetune_settings
+from teachers.tuned import save_tuned
 
 
 def small_teacher() -> Teacher:
@@ -123,6 +125,10 @@ def test_the_files_that_a_teacher_reads() -> None:
 def test_only_a_bootstrap_stands_in(tmp_path) -> None:
     Bootstrap(**SMALL_SWIN).save(tmp_path / "fitted.safetensors")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    fitted = Bootstrap.from_file(tmp_path / "fitted.safetensors")
+    teacher = Teacher(fitted, name="swin_b", template="arcface", metric="cosine", licence="none", source="test")
+    save_tuned(tmp_path / "tuned.safetensors", teacher, finetune_settings("full"), tmp_path / "fitted.safetensors")
+    assert is_stand_in("swin_b", tmp_path / "tuned.safetensors")
     assert is_stand_in("swin_b")
     assert is_stand_in("swin_b", tmp_path / "fitted.safetensors")
     for name, weights in (

@@ -7,11 +7,14 @@ from trainings import people, small_teacher
 from faces.cnniqa import CNNIQA
 from faces.errors import UserError
 from faces.quality import Alpha, Quality
+from faces.verification import make_pairs
 from teachers import lora, registry
+from teachers.fabric import create_fabric
+from teachers.finetune import finetune_teacher, resolution_check
 from teachers.methods.base import kind_of
 from teachers.settings import finetune_settings
 from teachers.teacher import Teacher
-from teachers.tuned import apply_tuned, save_tuned, tuned_notes
+from teachers.tuned import apply_tuned, digest, save_tuned, tuned_notes
 
 
 def made_alpha() -> Alpha:
@@ -108,6 +111,7 @@ def test_create_teacher_takes_a_tuned_file(tmp_path) -> None:
                 parameter.normal_(0, 0.01)
     save_tuned(tmp_path / "t.safetensors", teacher, how, None)
     again = registry.create_teacher("dlib_resnet", tmp_path / "t.safetensors")
+    assert again.licence == teacher.licence
     faces = people(1, 2)
     np.testing.assert_array_equal(again.embed_faces(faces), teacher.eval().embed_faces(faces))
 
@@ -120,3 +124,39 @@ def test_create_teacher_takes_a_tuned_file(tmp_path) -> None:
 )  # fmt: skip
 def test_the_default_method(name, method) -> None:
     assert registry.default_method(name) == method
+
+
+def test_what_was_fine_tuned_before_is_not_by_default(tmp_path, monkeypatch) -> None:
+    teacher, how = tuned_teacher("octuplet")
+    save_tuned(tmp_path / "t.safetensors", teacher, how, None)
+    save_file({"layers.0.qkv.trainable_lora_down.weight": torch.zeros(8, 4)}, tmp_path / "swin.safetensors")
+    save_file({"layers.0.qkv.weight": torch.zeros(8, 4)}, tmp_path / "plain.safetensors")
+    assert registry.default_method("dlib_resnet", tmp_path / "t.safetensors") == "none"
+    assert registry.default_method("swin_b", tmp_path / "swin.safetensors") == "none"
+    assert registry.default_method("swin_b", "hub") == "none"
+    assert registry.default_method("swin_b", tmp_path / "plain.safetensors") == "petalface"
+    assert registry.default_method("dlib_resnet", tmp_path / "nowhere") == "octuplet"
+
+
+@pytest.mark.parametrize("base", [None, "hub", "random"])
+def test_a_whole_tuned_file_keeps_licence_and_source(tmp_path, base) -> None:
+    teacher, how = registry.create_single("dlib_resnet"), finetune_settings("octuplet")
+    save_tuned(tmp_path / "t.safetensors", teacher, how, base)
+    assert tuned_notes(tmp_path / "t.safetensors")["base"] == base
+    again = registry.create_single("dlib_resnet", tmp_path / "t.safetensors")
+    assert again.licence == teacher.licence
+    assert again.source == f"{base or 'its default weights'}, fine-tuned by octuplet (600 steps)"
+
+
+def test_adapters_made_in_float64_belong_to_the_float32_weights(tmp_path) -> None:
+    how, fabric = finetune_settings("lora", steps=2, batch=8, rank=2), create_fabric(precision="64")
+    teacher, faces = small_teacher(), people()
+    check = resolution_check(faces, make_pairs(faces.identities, 0, 40))
+    finetune_teacher(teacher, faces, how, 0, tmp_path, fabric, base=None, check=check, checks=1)
+    again = apply_tuned(small_teacher(), tmp_path / "teacher.safetensors")
+    np.testing.assert_allclose(again.embed_faces(faces), teacher.embed_faces(faces), atol=1e-4)
+
+
+def test_a_digest_does_not_hang_on_the_precision_that_the_cpu_is_fast_in() -> None:
+    values = torch.randn(5).to(torch.bfloat16)
+    assert digest({"a": values}) == digest({"a": values.float()}) != digest({"a": values.float() + 1})
