@@ -82,6 +82,13 @@ class Miss(Part):
     """fp32, fp16 or int8."""
     reason: Name
     """Why."""
+    differs: bool = False
+    """Optional: it could be made, but was not equal to its model."""
+
+    @property
+    def verdict(self) -> str:
+        """What a reader is told before the reason."""
+        return "not equal to its model" if self.differs else "could not be made"
 
 
 class Parity(Part):

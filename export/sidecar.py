@@ -51,6 +51,12 @@ class Crop(_Part):
     resampling: str
     """How it is reduced: another way gives other scores, and the thresholds no longer hold."""
     points: tuple[tuple[float, float], ...]
+    """Pixel centres lie at whole numbers, here and in `stored_points`."""
+    stored_px: PositiveInt | None = None
+    """Side of the crop that is cut from the photo first, and the template's from that (bilinear; a photo that would
+    shrink to less than half is first reduced by area averaging to twice the crop's scale)."""
+    stored_points: tuple[tuple[float, float], ...] | None = None
+    """The five points in that crop."""
 
 
 class Threshold(_Part):
@@ -204,6 +210,11 @@ class Sidecar(_Part):
     teacher: Teacher | None
     data: Data | None
     versions: dict[str, str]
+
+    @property
+    def takes_alpha(self) -> bool:
+        """Does the file take a number with each image beside it?"""
+        return self.alpha is not None and self.alpha.input is not None
 
 
 def path_of(artifact: str | Path) -> Path:

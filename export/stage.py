@@ -27,7 +27,8 @@ from export.targets import CPU, ENGINES, TENSORRT, Rounding, Target, targets
 from export.tensorrt import CAPABILITIES, build_engine, trtexec_line
 from export.tflite import Quantisation, export_tflite
 from export.tracing import ALPHA_NAME, INPUT_NAME, OUTPUT_NAME, at_rest
-from faces.align import TEMPLATES
+from faces.align import STORED_POINTS, TEMPLATES
+from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.files import sha256
 from faces.verification import Roc
@@ -39,6 +40,10 @@ TOOLS = {
     "tensorrt-rtx": (),
 }
 Row = dict[str, Any]
+
+
+class Differs(UserError):
+    """A file that was made, but misses its tolerance."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ def export_model(subject: Subject, folder: str | Path, how: How) -> tuple[list[R
 
     An artifact that misses its tolerance raises UserError with the figures and leaves neither file nor sidecar under
     its name, nor those of an earlier export; `how.allow_failure` keeps it all the same, `passed` false, and the
-    sidecar records both; with `how.report_misses` it becomes a row {path, format, precision, reason} of the misses,
-    as does one that cannot be made. UserError on an unknown format or precision, before any work.
+    sidecar records both; with `how.report_misses` it becomes a row {path, format, precision, reason, differs} of the
+    misses, as does one that cannot be made. UserError on an unknown format or precision, before any work.
     """
     wanted = targets(how.formats, how.precisions)
     folder = Path(folder)
@@ -123,8 +128,7 @@ class _Export:
     def __init__(self, subject: Subject, folder: Path, unproved: Path, how: How) -> None:
         self.subject, self.folder, self.unproved, self.how = subject, folder, unproved, how
         given = subject.reference
-        reference = reference_embeddings(subject.model, subject.trial.images) if given is None else given
-        self.reference = reference / np.linalg.norm(reference, axis=1, keepdims=True) if how.normalise else reference
+        self.reference = reference_embeddings(subject.model, subject.trial.images) if given is None else given
         self.rows: list[Row] = []
         self.misses: list[Row] = []
 
@@ -139,7 +143,7 @@ class _Export:
             if not self.how.report_misses:
                 raise
             one = {"path": final.name, "format": target.format, "precision": target.precision}
-            self.misses.append({**one, "reason": str(problem)})
+            self.misses.append({**one, "reason": str(problem), "differs": isinstance(problem, Differs)})
             return
         # The sidecar first: an artifact under its final name always has one.
         sidecars.write(final, sidecar)
@@ -152,7 +156,7 @@ class _Export:
                 "precision": target.precision,
                 "bytes": sidecar.bytes,
                 "sha256": sidecar.sha256,
-                "parity": sidecar.parity.model_dump(mode="json", exclude={"faces"}, exclude_none=False),
+                "parity": sidecar.parity.model_dump(mode="json"),
                 "consumer": target.consumer,
                 "seconds": round(seconds, 1),
                 "trtexec": self._trtexec(final.name, target),
@@ -183,7 +187,7 @@ class _Export:
         assert proved is not None
         allowed = self.how.allow_failure
         if not proved.parity.passed and not allowed:
-            raise UserError(f"{final.name} differs from its model: {proved.parity.reason}; nothing was written")
+            raise Differs(f"{final.name} differs from its model: {proved.parity.reason}; nothing was written")
         return best, proved.model_copy(update={"parity_failure_allowed": allowed}), seconds
 
     def _trained(self, rounding: Rounding, name: str) -> nn.Module:
@@ -198,7 +202,8 @@ class _Export:
         For a CPU first seven bits a weight, which are the fastest, also trained; eight without sign saturate nowhere
         either, and are finer.
         """
-        if target.precision != "int8":
+        # An engine is built from the one ONNX file that was proved: another attempt would change nothing.
+        if target.precision != "int8" or target.source is not None:
             return [(False, False)]
         unsigned = [False, True] if target.consumer == CPU else [False]
         trained = [False, True] if self.subject.aware is not None else [False]
@@ -213,6 +218,11 @@ class _Export:
         if target.source is not None:
             engine = self._built(target, candidate)
         elif target.format == "tflite":
+            if self.subject.alpha is not None:
+                raise UserError(
+                    f"{candidate.name} cannot take an alpha with each face, only ONNX files and engines do: give "
+                    "gallery, probe, mean or a number for --alpha"
+                )
             quantised = export_tflite(model, candidate, px, target.precision, self._calibration(target))
         elif target.precision == "int8":
             floats = self.unproved / f"{'aware' if trained else 'fp32'}-for-int8.onnx"
@@ -255,6 +265,8 @@ class _Export:
 
     def _compared(self, candidate: Path, pending: Sidecar, target: Target) -> tuple[Parity, dict]:
         trial, reference = self.subject.trial, self.reference
+        if pending.normalised:
+            reference = reference / np.linalg.norm(reference, axis=1, keepdims=True)
         found = parity.run(Artifact(candidate, pending), trial.images, self.subject.alpha)
         metric = self.subject.card.metric
         verdict = parity.judge(found, reference, target.precision, metric)
@@ -273,7 +285,8 @@ class _Export:
         source = sidecars.read(self.folder / target.source.file(self.subject.name))
         reason = f"not run: {why}; built from {source.file} ({source.parity.reason})"
         held = Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason=reason)
-        return pending.model_copy(update={"parity": held, "thresholds": source.thresholds})
+        told = {"thresholds": source.thresholds, "parity_failure_allowed": self.how.allow_failure}
+        return pending.model_copy(update={"parity": held, **told})
 
     def _trtexec(self, file: str, target: Target) -> str | None:
         """The command that builds this ONNX file on the user's own Jetson or GPU."""
@@ -297,7 +310,9 @@ class _Export:
         elif self.how.uint8_input and target.format != "tflite":
             fed = {"dtype": "uint8", "scale": 1 / 255, "zero_point": 0}
         calibration = None
-        if target.precision == "int8":
+        if target.source is not None:
+            calibration = sidecars.read(self.folder / target.source.file(subject.name)).calibration
+        elif target.precision == "int8":
             assert subject.calibration is not None
             calibration = Calibration(
                 faces=len(subject.calibration), source=subject.calibration_source, trained=trained
@@ -327,6 +342,8 @@ class _Export:
                 resampling=RESAMPLING,
                 # Pixel centres lie at whole numbers, as in `faces.align`.
                 points=tuple((round(x, 4), round(y, 4)) for x, y in ((points + 0.5) * px / base - 0.5).tolist()),
+                stored_px=CROP_PX,
+                stored_points=tuple((round(x, 4), round(y, 4)) for x, y in STORED_POINTS.tolist()),
             ),
             output=OUTPUT_NAME,
             normalised=self.how.normalise and target.format != "tflite",

@@ -33,7 +33,7 @@ TEMPLATES: dict[str, tuple[int, np.ndarray]] = {
     ),
 }
 # The stored crop: the ArcFace template enlarged, its centroid at (64.03, 78.24), eye distance 36 px.
-_LOOSE = (TEMPLATES["arcface"][1] - TEMPLATES["arcface"][1].mean(0)) * (36 / 35.237) + [64.03, 78.24]
+STORED_POINTS = (TEMPLATES["arcface"][1] - TEMPLATES["arcface"][1].mean(0)) * (36 / 35.237) + [64.03, 78.24]
 
 # dlib's five-point file gives the base of the nose, .7816 eye distances below the eyes; the tip of the templates
 # lies at .5563 (medians over 1,137 faces that have both).
@@ -89,7 +89,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 
 def loose_crop(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stored crop of a photo: ((128, 128, 3) uint8, landmarks (5, 2) in it)."""
-    matrix = similarity(landmarks, _LOOSE)
+    matrix = similarity(landmarks, STORED_POINTS)
     moved = landmarks @ matrix[:, :2].T + matrix[:, 2]
     return warp(image, matrix, CROP_PX), moved.astype(np.float32)
 

@@ -336,7 +336,7 @@ def test_half_a_pixel_rounds_as_pythons(tmp_path):
         shutil.copyfile(serve.HERE / "web" / name, tmp_path / name)
     # A sixteenth of 676 px, twice: 84.5. Sixteen times the target is exact, so the scale is.
     photo = np.random.default_rng(0).integers(0, 256, (676, 676, 3), dtype=np.uint8)
-    landmarks = align._LOOSE * 16
+    landmarks = align.STORED_POINTS * 16
     (tmp_path / "given.json").write_text(json.dumps({
         "rgb": base64.b64encode(photo.tobytes()).decode(), "landmarks": landmarks.tolist()}))  # fmt: skip
     (tmp_path / "main.js").write_text("""

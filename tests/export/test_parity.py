@@ -73,6 +73,22 @@ def test_an_engine_runs_in_the_batches_of_its_profile(noise):
     assert Engine.batches == [3, 64, 64, 64, 64, 41]
 
 
+@pytest.mark.parametrize(
+    ("profile", "count"), [((8, 8, 8), 300), ((8, 16, 32), 261), ((2, 8, 64), 68), ((300, 300, 300), 256)]
+)
+def test_an_engine_never_gets_less_than_its_least(noise, profile, count):
+    class Engine:
+        sidecar = SimpleNamespace(engine=SimpleNamespace(profile=profile))
+
+        def embed(self, images, batch, alpha):
+            parts = [len(part) for part in np.split(images, range(batch, len(images), batch))]
+            assert all(profile[0] <= part <= profile[2] for part in parts)
+            return np.column_stack([images[:, 0, 0], alpha])
+
+    images, alpha = noise(count, 16), np.linspace(0, 1, count)
+    assert np.array_equal(parity.run(Engine(), images, alpha), np.column_stack([images[:, 0, 0], alpha]))
+
+
 def test_few_faces_are_said(reference):
     verdict = parity.judge(reference[:40], reference[:40], "fp32")
     assert verdict.passed

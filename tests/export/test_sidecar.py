@@ -1,11 +1,13 @@
 import json
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 
 import export
 from export import child, sidecar
+from faces import align, open_faces
 from faces.align import crop, template_landmarks
 from faces.errors import UserError
 from faces.verification import Roc
@@ -38,6 +40,16 @@ def test_says_how_to_feed_the_file(exported):
     assert onnx.parity.faces == 256
     assert onnx.macs < 1.6e6
     assert {"torch", "onnx", "onnxruntime"} <= set(onnx.versions)
+
+
+def test_says_how_the_photo_is_cut(exported):
+    contract = json.loads((exported / "student.onnx.json").read_text())["crop"]
+    faces = open_faces("orl")
+    photo = cv2.resize(faces.images[0], None, fx=1.7, fy=1.7, interpolation=cv2.INTER_CUBIC)
+    points = (faces.landmarks[0] + 0.5) * 1.7 - 0.5
+    matrix, side = align.similarity(points, np.array(contract["stored_points"])), contract["stored_px"]
+    stored = cv2.warpAffine(photo, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(stored.astype(int) - align.loose_crop(photo, points)[0]).max() <= 1
 
 
 def test_survives_a_round_trip(artifact):

@@ -44,7 +44,8 @@ def test_rows_tell_the_files(exported, student, noise, card, subject, tmp_path):
     rows, _ = stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, ONNX)
     (row,) = rows
     assert {"model", "path", "format", "precision", "bytes", "sha256", "parity", "seconds"} <= set(row)
-    assert set(row["parity"]) == {"max_abs", "cosine_min", "passed", "reason", "accuracy"}
+    assert set(row["parity"]) == {"max_abs", "cosine_min", "faces", "passed", "reason", "accuracy"}
+    assert row["parity"]["faces"] == 256
     data = (tmp_path / row["path"]).read_bytes()
     assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.onnx", "student.onnx.json"]
@@ -105,6 +106,54 @@ def test_an_allowed_failure_is_recorded(tmp_path, student, noise, card, subject,
     assert found.parity_failure_allowed
     assert found.parity.passed is False
     assert "only 30 faces, 256 wanted" in found.parity.reason
+
+
+def test_a_miss_says_whether_the_file_was_made(tmp_path, student, noise, card, subject, monkeypatch):
+    _spoil(monkeypatch, _wreck)
+    how = How(formats=["onnx"], precisions=["fp32", "int8"], report_misses=True)
+    rows, misses = stage.export_model(subject(student("tiny16"), noise(256, 16), card), tmp_path, how)
+    assert rows == []
+    # Without calibration faces no int8 file can be.
+    assert {miss["path"]: miss["differs"] for miss in misses} == {
+        "student.onnx": True, "student-int8-cpu.onnx": False, "student-int8-tensorrt.onnx": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_tflite_is_not_compared_with_embeddings_of_length_1(tmp_path, student, noise, card, subject, metric):
+    one = subject(student("tiny16"), noise(256, 16), card.model_copy(update={"metric": metric}))
+    ((row,), _) = stage.export_model(one, tmp_path, How(formats=["tflite"], normalise=True))
+    assert row["parity"]["passed"]
+    assert row["parity"]["max_abs"] < 1e-4
+
+
+def test_tflite_takes_no_alpha(tmp_path, student, noise, card, subject):
+    one = replace(subject(student("tiny16"), noise(256, 16), card), alpha=np.full(256, 0.5, np.float32))
+    with pytest.raises(UserError, match=r"student\.tflite cannot take an alpha with each face"):
+        stage.export_model(one, tmp_path, How(formats=["tflite"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_tells_how_its_file_was_calibrated(tmp_path, student, noise, card, subject):
+    good, images, asked = student("tiny16", seed=5), noise(256, 16), []
+    one = replace(
+        subject(student("tiny16"), images, card), reference=stage.reference_embeddings(good, images),
+        calibration=images, calibration_source="noise", aware=lambda *given: asked.append(given) or good,
+    )  # fmt: skip
+    how = How(formats=["tensorrt-rtx"], precisions=["int8"], capabilities=["SM89"], allow_failure=True)
+    rows, _ = stage.export_model(one, tmp_path, how)
+    assert len(asked) == 1
+    found = [sidecar.read(tmp_path / row["path"]) for row in rows]
+    assert [file.format for file in found] == ["onnx", "tensorrt-rtx"]
+    assert [file.calibration.trained for file in found] == [True, True]
+    assert [file.parity_failure_allowed for file in found] == [True, True]
+
+
+def test_an_engine_is_attempted_once(tmp_path, student, noise, card, subject):
+    one = replace(subject(student("tiny16"), noise(8, 16), card), aware=lambda *_: None)
+    work = stage._Export(one, tmp_path, tmp_path, How())
+    assert work._attempts(Target("tensorrt-rtx", "int8")) == [(False, False)]
+    assert work._attempts(Target("onnx", "int8", "tensorrt")) == [(False, False), (True, False)]
 
 
 def test_finer_roundings_are_tried_in_turn(tmp_path, student, noise, card, subject, monkeypatch):
