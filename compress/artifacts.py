@@ -12,6 +12,7 @@ from compress.tune import TUNED_FILE
 from export import sidecar
 from export.kit import Bench, Kit, write_kit
 from export.stage import How, Row, Subject, export_model
+from faces.files import sha256
 
 
 def settings(config: Config) -> Any:
@@ -47,7 +48,7 @@ def run(run: Run) -> dict[str, Any]:
     sizes = ", ".join(f"{row['path']} {row['bytes'] / 1000:.0f} kB" for row in rows)
     return {
         "summary": f"{sizes}; least cosine to its model {worst:.7f}"
-        + (f"; {len(misses)} files of the teacher could not be made" if misses else ""),
+        + (f"; {len(misses)} files of the teacher missed" if misses else ""),
         "artifacts": [{key: value for key, value in row.items() if value is not None} for row in rows],
         "misses": misses,
         "alpha": None if alpha is None else alpha.model_dump(mode="json"),
@@ -66,10 +67,11 @@ def _kit(run: Run) -> Kit:
     return Kit(
         student=student["name"],
         student_file=STUDENT,
+        student_sha256=sha256(run.path(STUDENT)),
         student_params=student["params"],
         student_macs=student["macs"],
         teacher=config.teacher.name,
-        teacher_weights=teach.BOOTSTRAP if fitted else config.teacher.weights,
+        teacher_weights=teach.BOOTSTRAP if fitted else _absolute(config.teacher.weights),
         teacher_tuned=TUNED_FILE if teacher["method"] != "none" else None,
         teacher_params=teacher["params"],
         teacher_macs=teacher["macs"],
@@ -81,12 +83,16 @@ def _kit(run: Run) -> Kit:
         train_faces=data["split"]["train_faces"],
         test=TEST,
         test_name=data["test_name"],
-        # Absolute, as `python -m export RUN` may be called from anywhere.
-        pairs=config.data.pairs and str(Path(config.data.pairs).resolve()),
+        pairs=_absolute(config.data.pairs),
         seed=config.seed,
         margin=config.distill.margin,
         degradation=vars(config.distill.degradation),
     )
+
+
+def _absolute(file: str | None) -> str | None:
+    # As `python -m export RUN` may be called from anywhere; `hub` is no file.
+    return str(Path(file).resolve()) if file is not None and Path(file).is_file() else file
 
 
 def _forget(run: Run, name: str) -> None:

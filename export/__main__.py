@@ -1,9 +1,12 @@
 """`python -m export RUN`, `python -m export verify`, `python -m export embed`, `python -m export vectors`."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +53,7 @@ def main() -> None:
 @click.option("--alpha", default="mean", show_default=True, metavar="gallery|probe|mean|input|VALUE",
               help="Alpha at which a teacher's twin adapters are merged; `input`: it stays one.")  # fmt: skip
 @click.option("--batch", default="1,32,256", show_default=True, metavar="MIN,OPT,MAX", help="Batches of an engine.")
-@click.option("--capability", "capabilities", metavar="LIST",
+@click.option("--capability", metavar="LIST",
               help="GPUs that a tensorrt-rtx engine is built for, e.g. SM86,SM89.")  # fmt: skip
 @click.option("--uint8-input", is_flag=True, help="ONNX takes bytes, (N, p, p, 3), and divides them itself.")
 @click.option("--normalise", is_flag=True, help="Embeddings leave ONNX with length 1.")
@@ -65,7 +68,7 @@ def run(
     export_teacher: bool,
     alpha: str,
     batch: str,
-    capabilities: str | None,
+    capability: str | None,
     uint8_input: bool,
     normalise: bool,
     out: Path | None,
@@ -76,6 +79,7 @@ def run(
     from export.kit import Bench, read_kit
     from export.merge import check_policy
     from export.stage import How, export_model
+    from export.tensorrt import check_capabilities
 
     if not (student or export_teacher):
         raise UserError("nothing to export: leave out --no-student, or give --export-teacher")
@@ -88,8 +92,10 @@ def run(
         "normalise": normalise,
         "batch": _batch(batch),
     }
-    if capabilities is not None:
-        how["capabilities"] = _list("--capability", capabilities)
+    _refuse_idle(how["formats"], export_teacher)
+    if capability is not None:
+        how["capabilities"] = _list("--capability", capability)
+        check_capabilities(how["capabilities"])
     bench = Bench(folder, read_kit(folder))
     console = Console(stderr=True)
     out = out or folder
@@ -113,7 +119,14 @@ def run(
                 misses += missed
                 if subject.card.alpha is not None:
                     _print_price(subject.card.alpha)
+                elif tolerant and _given("--alpha"):
+                    click.echo(f"note: --alpha {alpha} changes nothing: {subject.card.model} has no twin adapters")
     print_table(rows, misses)
+    if out.resolve() == folder.resolve() and (replaced := _replaced(folder, rows)):
+        click.echo(
+            f"note: results.json, report.html and MODEL_CARD.md tell of other files than these: {', '.join(replaced)}; "
+            "--out leaves the run's files as they are"
+        )
 
 
 def print_table(rows: list[dict[str, Any]], misses: list[dict[str, Any]]) -> None:
@@ -162,6 +175,34 @@ def _print_price(alpha: Any) -> None:
         click.echo(told)
 
 
+def _replaced(folder: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The files of which the run's results name another hash."""
+    try:
+        told = {one["path"]: one["sha256"] for one in json.loads((folder / "results.json").read_bytes())["artifacts"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        # A run that was not reported, or not by this version, tells nothing that could be wrong.
+        return []
+    return [row["path"] for row in rows if told.get(row["path"], row["sha256"]) != row["sha256"]]
+
+
+def _refuse_idle(formats: Sequence[str], export_teacher: bool) -> None:
+    """UserError for an option that changes nothing without another: who gives it expects that it does."""
+    not_tflite = any(one != "tflite" for one in formats)
+    for option, works, without in (
+        ("--alpha", export_teacher, "--export-teacher"),
+        ("--capability", "tensorrt-rtx" in formats, "--format tensorrt-rtx"),
+        ("--uint8-input", not_tflite, "another --format than tflite"),
+        ("--normalise", not_tflite, "another --format than tflite"),
+    ):
+        if _given(option) and not works:
+            raise UserError(f"{option} changes nothing without {without}: leave it out, or give that too")
+
+
+def _given(option: str) -> bool:
+    name = option.removeprefix("--").replace("-", "_")
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _list(option: str, text: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts:
@@ -174,8 +215,8 @@ def _batch(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise UserError(f"--batch takes MIN,OPT,MAX such as 1,32,256, got {text!r}")
     least, usual, most = (int(part) for part in parts)
-    if not 1 <= least <= usual <= most:
-        raise UserError(f"--batch {text}: it must rise from at least 1")
+    if not 1 <= least <= usual <= most < 2**31:
+        raise UserError(f"--batch {text}: it must rise from at least 1 and stay below {2**31:,}")
     return least, usual, most
 
 

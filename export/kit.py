@@ -23,7 +23,7 @@ from faces.align import crop
 from faces.dataset import Faces
 from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
-from faces.files import write_json
+from faces.files import sha256, write_json
 from students.batches import training_crops
 from students.registry import create_student, load_weights
 from students.tiny import Tiny
@@ -51,6 +51,7 @@ class Kit(_Part):
 
     student: str
     student_file: str
+    student_sha256: str | None = None
     student_params: int
     student_macs: int
     teacher: str
@@ -108,7 +109,7 @@ class Bench:
         """The run's student; its trial are unseen people at its input size."""
         kit = self.kit
         model = create_student(kit.student)
-        load_weights(model, self.folder / kit.student_file).eval()
+        load_weights(model, self._student_file()).eval()
         px = model.input_px
         trial = self._trial(STUDENT_FACES, f"same@{px}", lambda faces: student_crops(faces, None, px))
         calibration = degraded_crops(
@@ -124,6 +125,15 @@ class Bench:
             f"to {px} px",
             aware=self._aware(model),
         )  # fmt: skip
+
+    def _student_file(self) -> Path:
+        file, known = self.folder / self.kit.student_file, self.kit.student_sha256
+        if known is not None and file.is_file() and sha256(file) != known:
+            raise UserError(
+                f"{file} was trained anew since the run's last export, and {KIT} tells of the student before it: run "
+                "compress.pipeline in this folder up to its export stage"
+            )
+        return file
 
     def _aware(self, student: Tiny) -> Callable[[Rounding, Callable[[int, int], None]], nn.Module]:
         kit = self.kit
@@ -160,9 +170,11 @@ class Bench:
         few = self.train.subset(np.sort(rng.permutation(len(self.train))[:TEACHER_CALIBRATION_FACES]))
         calibration = crop(few.images, few.landmarks, teacher.template, side)
         halves = np.concatenate([calibration[::2], reduce(calibration[1::2], merge.LOW_PX, side)])
+        # A teacher with weights of its own, not fine-tuned, never saw the run's faces.
+        learnt = kit.teacher_tuned is not None or kit.teacher_card.bootstrap
         card = Card(
             model=kit.teacher, template=teacher.template, metric=teacher.metric, teacher=kit.teacher_card,
-            data=kit.data, parameters=kit.teacher_params, macs=kit.teacher_macs,
+            data=kit.data if learnt else None, parameters=kit.teacher_params, macs=kit.teacher_macs,
         )  # fmt: skip
         source = f"{len(halves)} training faces, half at full size, half at {merge.LOW_PX} px"
         subject = Subject("teacher", teacher, card, trial, calibration=halves, calibration_source=source)

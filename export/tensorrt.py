@@ -14,7 +14,7 @@ from export.sidecar import Engine
 from faces.errors import UserError
 from faces.files import whole
 
-__all__ = ["BATCH", "CAPABILITIES", "EngineRunner", "build_engine", "has_gpu", "trtexec_line"]
+__all__ = ["BATCH", "CAPABILITIES", "EngineRunner", "build_engine", "check_capabilities", "has_gpu", "trtexec_line"]
 
 BATCH = (1, 32, 256)
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
@@ -63,6 +63,11 @@ def build_engine(
         onnx_sha256=hashlib.sha256(content).hexdigest(),
         seconds=round(seconds, 3),
     )
+
+
+def check_capabilities(names: Sequence[str]) -> None:
+    """UserError where TensorRT-RTX is not installed, builds for no GPU of one of these names, or none is named."""
+    _targets(engines.backend_module("tensorrt_rtx"), "tensorrt_rtx", names)
 
 
 def trtexec_line(

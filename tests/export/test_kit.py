@@ -118,6 +118,38 @@ def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
     assert np.abs(artifact.embed(images) - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("told", ["cf" * 32, None])
+def test_files_of_the_run_that_its_results_no_longer_tell_of(folder, tmp_path, told):
+    command = [str(folder), "--format", "onnx"]
+    results = folder / "results.json"
+
+    def export_again(*more):
+        done = CliRunner().invoke(main, [*command, *more])
+        assert done.exit_code == 0, done.output
+        return [line for line in done.stdout.splitlines() if line.startswith("note:")]
+
+    assert export_again() == []
+    artifacts = [{"path": "student.onnx", "sha256": told or sha256(folder / "student.onnx")}]
+    results.write_text(json.dumps({"artifacts": artifacts}))
+    (*note,) = export_again()
+    assert [line.partition(";")[0] for line in note] == (
+        ["note: results.json, report.html and MODEL_CARD.md tell of other files than these: student.onnx"]
+        if told
+        else []
+    )
+    assert export_again("--out", str(tmp_path / "out")) == []
+    results.write_text("[]")
+    assert export_again() == []
+
+
+def test_an_alpha_for_a_teacher_without_adapters(folder, monkeypatch):
+    monkeypatch.setattr(kits.Bench, "teacher", lambda self, policy: replace(self.student(), name="teacher"))
+    command = [str(folder), "--no-student", "--export-teacher", "--format", "onnx"]
+    note = "note: --alpha 0.3 changes nothing: tiny16 has no twin adapters\n"
+    assert note in CliRunner().invoke(main, [*command, "--alpha", "0.3"]).stdout
+    assert "note:" not in CliRunner().invoke(main, command).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -131,11 +163,18 @@ def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
         (["--export-teacher", "--alpha", "best"], "alpha 'best': give a number in [0, 1]"),
         (["--out", f"{__file__}/new"], "is a file: choose another --out"),
         (["--no-student"], "nothing to export"),
+        (["--batch", "1,2,2147483648"], "stay below 2,147,483,648"),
+        (["--format", "tensorrt-rtx", "--capability", "SM42"], "unknown compute capability 'SM42'"),
+        (["--alpha", "0.3"], "--alpha changes nothing without --export-teacher"),
+        (["--capability", "SM89"], "--capability changes nothing without --format tensorrt-rtx"),
+        (["--format", "tflite", "--normalise"], "--normalise changes nothing without another --format than tflite"),
+        (["--format", "tflite", "--uint8-input"], "--uint8-input changes nothing without another"),
     ],
 )
 def test_mistakes_are_told(folder, arguments, said):
     done = CliRunner().invoke(main, [str(folder), *arguments])
     assert (done.exit_code, said in done.output) == (2, True), done.output
+    assert not list(folder.glob("student*.*.json"))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -155,6 +194,24 @@ def test_weights_of_another_student(folder):
     save_file({"x": torch.zeros(3)}, folder / "student.safetensors")
     with pytest.raises(UserError, match=r"student\.safetensors does not hold the weights of a tiny16"):
         Bench(folder, read_kit(folder)).student()
+
+
+def test_a_student_trained_since_the_last_export(folder, student):
+    kit = read_kit(folder).model_copy(update={"student_sha256": sha256(folder / "student.safetensors")})
+    write_kit(folder, kit)
+    Bench(folder, read_kit(folder)).student()
+    save_file(student("tiny16", seed=9).state_dict(), folder / "student.safetensors")
+    with pytest.raises(UserError, match=r"student\.safetensors was trained anew since the run's last export"):
+        Bench(folder, read_kit(folder)).student()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"), [({}, None), ({"teacher_card": {"name": "x", "bootstrap": True, "licence": "x"}}, "orl")]
+)
+def test_a_teacher_names_the_data_that_it_learnt_from_alone(folder, changed, named):
+    kit = Kit.model_validate(read_kit(folder).model_dump() | changed)
+    data = Bench(folder, kit).teacher().card.data
+    assert (data and data.name) == named
 
 
 @pytest.mark.slow
