@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export import crops, runtimes
+from export import crops, runtimes, usable
 from export.runtimes import Artifact
 from faces.cli import Output, run_cli
 from faces.dataset import Progress as Advance
@@ -61,10 +61,10 @@ def embed_folder(
     """Embed the largest face of every image file of `folder`, cut as the artifact's sidecar says.
 
     Memory holds `batch` faces at a time. Equal images are embedded each. Raises UserError where no face is left, and
-    where an embedding is not finite.
+    where an embedding is not finite; before all work, where the file takes an alpha with each face.
     """
     contract = artifact.sidecar
-    crops.check(contract)
+    usable.check(contract)
     paths = find_images(folder)
     result = Embedded(np.empty((0, contract.embedding_dim), dtype=np.float32), [])
     parts = [result.embeddings]
@@ -154,3 +154,5 @@ def embed_command(artifact: Path, folder: Path, out: Path, detector: str, aligne
         )
     save(result, out)
     click.echo(f"{out}: {len(result.keys)} embedded; {_counts(result)}")
+    if caution := usable.caution(opened.sidecar):
+        click.echo(f"caution: {caution}")

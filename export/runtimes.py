@@ -157,7 +157,7 @@ class Artifact:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (px, px, 3):
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             raise UserError(f"{self.path.name} takes uint8 RGB faces of shape (N, {px}, {px}, 3), got {found}")
-        takes = self.sidecar.alpha is not None and self.sidecar.alpha.input is not None
+        takes = self.sidecar.takes_alpha
         if takes != (alpha is not None) or (alpha is not None and alpha.shape != (len(images),)):
             wanted = f"an alpha in [0, 1] for each of the {len(images)} faces" if takes else "no alpha"
             raise UserError(f"{self.path.name} takes {wanted}")

@@ -87,7 +87,7 @@ def vectors(artifacts: list[Artifact], people: int) -> dict[str, Any]:
         crops.check(one.sidecar)
         if (one.sidecar.crop, one.sidecar.input.px) != (contract.crop, contract.input.px):
             raise UserError(f"{one.path} sees another crop than {artifacts[0].path}: make vectors of each alone")
-        if one.sidecar.alpha is not None and one.sidecar.alpha.input is not None:
+        if one.sidecar.takes_alpha:
             raise UserError(f"{one.path} takes an alpha with each face: vectors are of plain embedders")
     found = list(photos(people))
     loose = [align.loose_crop(photo.image, photo.landmarks) for photo in found]

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 import numpy as np
 
-from export import crops, runtimes
+from export import crops, runtimes, usable
 from export.runtimes import Artifact
 from export.sidecar import Sidecar, Threshold
 from faces.cli import run_cli
@@ -49,10 +49,10 @@ def verify(
 
     The threshold was measured on faces at the protocol's size: it says little about photos of another kind.
     `aligned` takes the images as ArcFace crops. Raises UserError naming the image where it cannot be read or shows no
-    face, and on a rate that the sidecar does not have.
+    face, and before, on a rate that the sidecar does not have and on a file that takes an alpha with each face.
     """
     contract = artifact.sidecar
-    crops.check(contract)
+    usable.check(contract)
     rate, threshold = _threshold(contract, fmr)
     faces = [_face(path, detector, aligned) for path in (first, second)]
     images, landmarks = (np.stack(part) for part in zip(*faces, strict=True))
@@ -62,7 +62,7 @@ def verify(
         raise UserError(f"{artifact.path}: its embeddings are not finite numbers")
     if threshold is None:
         none = "the sidecar holds no thresholds"
-        return Verdict(score, contract.metric, None, None, rate, none, None, _caution(contract))
+        return Verdict(score, contract.metric, None, None, rate, none, None, usable.caution(contract))
     value = threshold.value
     return Verdict(
         score=score,
@@ -72,15 +72,8 @@ def verify(
         fmr=rate,
         reason=threshold.reason if value is None else None,
         measured=f"{threshold.protocol} on {threshold.data}, {threshold.impostor_pairs} impostor pairs",
-        caution=_caution(contract),
+        caution=usable.caution(contract),
     )
-
-
-def _caution(contract: Sidecar) -> str | None:
-    parity = contract.parity
-    if parity.passed is False:
-        return f"{contract.file} differs from its model and was kept on request: {parity.reason}"
-    return None if parity.passed else f"{contract.file} was never compared with its model: {parity.reason}"
 
 
 def _threshold(contract: Sidecar, fmr: str) -> tuple[str, Threshold | None]:

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from click.testing import CliRunner
 
 import export
 from export.embed import embed_command, embed_folder, find_images
+from export.runtimes import Artifact
+from export.sidecar import Alpha
 from faces.align import crop
 from faces.degrade import reduce
 from faces.errors import UserError
@@ -140,6 +143,24 @@ def test_embeddings_that_are_not_finite_are_refused(exported, photos, monkeypatc
     monkeypatch.setattr(artifact, "embed", lambda images, batch: np.full((len(images), 128), np.nan, np.float32))
     with pytest.raises(UserError, match=r"the embedding of a\.pgm is not finite"):
         embed_folder(artifact, photos)
+
+
+def test_a_file_that_takes_an_alpha_is_refused_before_any_face_is_looked_for(exported, photos):
+    alpha = Alpha(policy="input", value=None, input="alpha", source="", price=())
+    contract = export.load(exported / "student.onnx").sidecar.model_copy(update={"alpha": alpha})
+    with pytest.raises(UserError, match=r"student\.onnx takes an alpha with each face"):
+        embed_folder(SimpleNamespace(sidecar=contract), photos, "no detector is asked")
+
+
+def test_a_file_that_missed_its_gate_is_not_used_in_silence(exported, photos, tmp_path, monkeypatch):
+    artifact = export.load(exported / "student.onnx")
+    parity = artifact.sidecar.parity.model_copy(update={"passed": False, "reason": "far off"})
+    artifact = Artifact(artifact.path, artifact.sidecar.model_copy(update={"parity": parity}))
+    monkeypatch.setattr("export.embed.runtimes.load", lambda path: artifact)
+    done = _run("x.onnx", photos, "--aligned", "--out", tmp_path / "e.npz")
+    assert done.exit_code == 0, done.output
+    said = "caution: student.onnx differs from its model and was kept on request: far off"
+    assert done.stdout.splitlines()[1:] == [said]
 
 
 def test_images_are_found_in_order_and_hidden_ones_left_out(photos):

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 import export
 from export import crops
 from export.runtimes import Artifact
-from export.sidecar import Threshold
+from export.sidecar import Alpha, Threshold
 from export.verify import verify, verify_command
 from faces.align import crop
 from faces.degrade import reduce, resize
@@ -169,6 +170,13 @@ def test_crops_of_another_kind_are_refused(exported, photos):
         other = artifact.sidecar.model_copy(update={"crop": artifact.sidecar.crop.model_copy(update=update)})
         with pytest.raises(UserError, match=f"student.onnx: .*{told}"):
             verify(Artifact(artifact.path, other), photos / "s1/1.pgm", photos / "s1/2.pgm")
+
+
+def test_a_file_that_takes_an_alpha_is_refused_before_any_face_is_looked_for(exported, photos):
+    alpha = Alpha(policy="input", value=None, input="alpha", source="", price=())
+    contract = export.load(exported / "student.onnx").sidecar.model_copy(update={"alpha": alpha})
+    with pytest.raises(UserError, match=r"student\.onnx takes an alpha with each face"):
+        verify(SimpleNamespace(sidecar=contract), photos / "s1/1.pgm", photos / "s1/2.pgm", detector="none is asked")
 
 
 def test_the_command(exported, photos, monkeypatch):
