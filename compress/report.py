@@ -6,7 +6,7 @@ loss), `strip.npz` (see `compress/strip.py`) and the artifacts' sidecars. The sa
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,13 @@ _TEMPLATES = Path(__file__).parent / "templates"
 class _Sidecar(BaseModel):
     """The part of a sidecar that the card tells; the file itself need not be here."""
 
+    metric: Literal["cosine", "euclidean"]
     thresholds: dict[str, Threshold]
+
+    @property
+    def score(self) -> str:
+        """What the thresholds are compared with; higher is more alike."""
+        return "minus the Euclidean distance" if self.metric == "euclidean" else "cosine"
 
 
 def write_report(folder: Path) -> Path:
@@ -73,6 +79,8 @@ def _view(run: Results) -> dict[str, Any]:
     here = {(row.model, row.protocol): row for row in run.accuracy if (row.data, row.split) == where}
     full = [row for row in run.accuracy if row.model == "teacher" and row.kind == "full"]
     files = {role: [a for a in run.artifacts if (a.model or "student") == role] for role in ("student", "teacher")}
+    # Only files of the teacher may miss: one of the student's ends the run.
+    missed = {"student": 0, "teacher": len(run.misses or [])}
     return {
         "r": run,
         "headline": headline,
@@ -84,8 +92,8 @@ def _view(run: Results) -> dict[str, Any]:
             role: min(own, key=lambda a: (a.parity.passed is not True, a.bytes), default=None)
             for role, own in files.items()
         },
-        "parity": {role: _verdict(own) for role, own in files.items()},
-        "speed": {role: _fastest(run.throughput, role) for role in ("student", "teacher")},
+        "parity": {role: _verdict(own, missed[role]) for role, own in files.items()},
+        "speed": {role: _fastest(run, role) for role in files},
         "rates": sorted({rate for row in run.accuracy for rate in row.tar_at_far}, key=float, reverse=True),
         "references": run.reference or [],
         "reference_headline": _headline_row(run.reference or [], run.headline, None),
@@ -107,36 +115,44 @@ def _protocols(here: dict[tuple[str, str], Accuracy], headline: Accuracy | None)
     return [protocol for protocol in ("full", f"same{px}", f"cross{px}") if protocol in there]
 
 
-def _verdict(artifacts: Sequence[Artifact]) -> dict[str, Any]:
-    """How many artifacts passed, failed and were not judged, and one word for all."""
+def _verdict(artifacts: Sequence[Artifact], missed: int) -> dict[str, Any]:
+    """How many artifacts passed, failed, were not judged and are not there, and one word for those that are."""
     verdicts = [artifact.parity.passed for artifact in artifacts]
     passed, failed, open_ = (sum(v is state for v in verdicts) for state in (True, False, None))
     word = "failed" if failed else "not judged" if not passed else "passed"
-    return {"word": word, "passed": passed, "failed": failed, "open": open_, "all": len(verdicts)}
+    counts = {"passed": passed, "failed": failed, "open": open_, "missed": missed}
+    return {"word": word, "made": len(verdicts), "all": len(verdicts) + missed} | counts
 
 
-def _fastest(rows: Sequence[Throughput], role: str) -> dict[str, Throughput | None]:
-    own = [row for row in rows if (row.artifact == "teacher") == (role == "teacher")]
+def _fastest(run: Results, role: str) -> dict[str, Throughput | None]:
+    """The fastest rows, of files that passed where there are any."""
+    passed = {artifact.path for artifact in run.artifacts if artifact.parity.passed}
+    own = [row for row in run.throughput if (row.artifact == "teacher") == (role == "teacher")]
+
+    def rank(row: Throughput) -> tuple[bool, float]:
+        return row.artifact in passed, row.faces_per_second
+
     return {
-        "best": max(own, key=lambda row: row.faces_per_second, default=None),
-        "single": max((r for r in own if r.batch == 1), key=lambda r: r.faces_per_second, default=None),
+        "best": max(own, key=rank, default=None),
+        "single": max((row for row in own if row.batch == 1), key=rank, default=None),
     }
 
 
-def _thresholds(run: Results, folder: Path) -> list[tuple[dict[str, Threshold], list[str]]]:
-    """The sidecars' thresholds by false match rate, with the artifacts that share them."""
-    found: list[tuple[dict[str, Threshold], list[str]]] = []
+def _thresholds(run: Results, folder: Path) -> list[tuple[str, dict[str, Threshold], list[str]]]:
+    """The sidecars' scores and thresholds by false match rate, with the artifacts that share both."""
+    found: list[tuple[str, dict[str, Threshold], list[str]]] = []
     for artifact in run.artifacts:
         file = path_of(folder / artifact.path)
         if not file.is_file():
             continue
         try:
-            rates = _Sidecar.model_validate_json(file.read_bytes()).thresholds
+            sidecar = _Sidecar.model_validate_json(file.read_bytes())
         except ValidationError as error:
             raise UserError(f"{file} is no sidecar: {error.errors()[0]['msg']}") from None
-        same = next((files for known, files in found if known == rates), None)
+        told = (sidecar.score, sidecar.thresholds)
+        same = next((files for *known, files in found if tuple(known) == told), None)
         if same is not None:
             same.append(artifact.path)
-        elif rates:
-            found.append((rates, [artifact.path]))
+        elif sidecar.thresholds:
+            found.append((*told, [artifact.path]))
     return found

@@ -138,6 +138,6 @@ def write(folder: Path, value: dict[str, Any] | None = None) -> Path:
     threshold = {"value": 0.4121, "reason": None, "genuine_pairs": 450, "impostor_pairs": 4500,
                  "protocol": "same@16", "data": "orl"}  # fmt: skip
     few = threshold | {"value": None, "reason": "4500 impostor pairs: 4.5 false matches expected"}
-    sidecar = {"file": "student_fp32.onnx", "thresholds": {"1e-2": threshold, "1e-3": few}}
+    sidecar = {"file": "student_fp32.onnx", "metric": "cosine", "thresholds": {"1e-2": threshold, "1e-3": few}}
     (folder / "artifacts/student_fp32.onnx.json").write_text(json.dumps(sidecar))
     return folder

@@ -162,6 +162,52 @@ def test_a_teachers_files_are_told_apart_from_the_students(tmp_path: Path) -> No
     assert "Paritypassed3 of 3 artifacts passed1 of 2 teacher artifacts passed, 1 failed" in tiles
 
 
+@pytest.mark.parametrize("some", [True, False])
+def test_files_of_the_teacher_that_missed_are_counted_and_listed(some: bool, tmp_path: Path) -> None:
+    value = fake_run.results()
+    if some:
+        value["artifacts"].append(value["artifacts"][0] | {"path": "teacher.onnx", "model": "teacher"})
+    about = {"format": "onnx", "precision": "int8"}
+    value["misses"] = [
+        about | {"path": "teacher-int8-cpu.onnx", "reason": "least cosine 0.9", "differs": True},
+        about | {"path": "teacher-int8-tensorrt.onnx", "reason": "no faces"},
+    ]
+    page = _report(tmp_path, value)
+    told = "✓ passed 1 of 3, 2 missed" if some else "0 of 2, all missed"
+    assert _row(page, "Artifacts equal to the model")[1] == told
+    assert f"{int(some)} of {2 + some} teacher artifacts passed, 2 missed" in " ".join(_Page(page).text.split())
+    card = write_model_card(tmp_path).read_text()
+    for path, verdict, why in (
+        ("teacher-int8-cpu.onnx", "not equal to its model", "least cosine 0.9"),
+        ("teacher-int8-tensorrt.onnx", "could not be made", "no faces"),
+    ):
+        assert f"| {path} | onnx, int8 | n/a | {verdict} | n/a | {why} |" in card
+        row = page.partition(f'<th scope="row">{path}</th>')[2].partition("</tr>")[0]
+        assert f"<td>{verdict}</td>" in row
+        assert why in row
+
+
+def test_the_speed_shown_is_of_a_file_that_passed(tmp_path: Path) -> None:
+    value = fake_run.results()
+    value["artifacts"][0]["parity"] |= {"passed": False, "reason": "least cosine 0.91"}
+    page = _report(tmp_path, value)
+    tiles = re.sub(r"\s*\n\s*", "", _Page(page).text)
+    assert "Faces a second8,106cpu, 1 thread, batch 32" in tiles
+    assert _row(page, "Faces a second, best")[0].startswith("8,106 artifacts/student_fp32.tflite")
+    value["artifacts"][1]["parity"] |= {"passed": False, "reason": "least cosine 0.91"}
+    assert _row(_report(tmp_path, value), "Faces a second, best")[0].startswith("10,442 artifacts/student_fp32.onnx")
+
+
+def test_the_card_names_what_a_threshold_is_compared_with(tmp_path: Path) -> None:
+    fake_run.write(tmp_path)
+    first, second = (tmp_path / f"artifacts/student_fp32.{name}.json" for name in ("onnx", "tflite"))
+    # The same thresholds of another score are other thresholds.
+    second.write_text(json.dumps(json.loads(first.read_text()) | {"metric": "euclidean"}))
+    card = write_model_card(tmp_path).read_text()
+    assert "| artifacts/student_fp32.onnx | cosine | 1e-2 | 0.4121 |" in card
+    assert "| artifacts/student_fp32.tflite | minus the Euclidean distance | 1e-2 | 0.4121 |" in card
+
+
 def _row(page: str, title: str) -> list[str]:
     """The cells of a row of the headline table, as text."""
     row = page.partition(f'<th scope="row">{title}</th>')[2].partition("</tr>")[0]
@@ -228,6 +274,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     value["artifacts"][2]["parity"]["reason"] = HOSTILE
     for row in value["throughput"]:
         row |= {"artifact": HOSTILE, "runtime": HOSTILE, "device": HOSTILE, "preprocessing": HOSTILE}
+    value["misses"] = [{"path": HOSTILE, "format": HOSTILE, "precision": HOSTILE, "reason": HOSTILE}]
     value["seconds"] = {HOSTILE: 1.0}
     value["run"] |= {"command": HOSTILE, "started": HOSTILE, "cpu": HOSTILE, "git": HOSTILE,
                      "warnings": [HOSTILE], "seeds": {HOSTILE: 1}, "versions": {HOSTILE: HOSTILE},
@@ -253,7 +300,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "`_x_" not in card.replace("\\`", "")
     assert not re.search(r"(?<!\\)\]\(", card)
     rows = [line for line in card.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {5, 7, 8}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {6, 7, 8}
 
 
 def test_a_bare_run_says_what_is_missing(tmp_path: Path) -> None:
