@@ -1,10 +1,10 @@
 """Everything that the demo fetches: named, of one version, and compared with its SHA-256 before it is used."""
 
+import http.client
 import os
 import shutil
 import subprocess
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def _fetched(pin: Pin, folder: Path, debs: Path | None, mirror: str | None) -> P
         try:
             with urllib.request.urlopen(f"{mirror.rstrip('/')}/{pin.where}/{pin.file}", timeout=60) as answer:
                 target.write_bytes(answer.read())
-        except (urllib.error.URLError, ValueError, TimeoutError) as problem:
+        except (OSError, ValueError, http.client.HTTPException) as problem:
             raise UserError(f"{pin.file} cannot be fetched from {mirror} ({problem}); try --debs DIR") from None
     elif pin.source == "pypi":
         command = ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform", pin.where,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compress.config import Config
 from compress.run import ROOT, Run
 from faces.errors import UserError
 
@@ -11,13 +12,15 @@ SCRIPT = ROOT / "android_demo" / "build.py"
 APK = "bridgeface-demo.apk"
 
 
-def check() -> None:
-    """UserError, before any work, where there is no checkout to build from."""
+def check(config: Config) -> None:
+    """UserError, before any work, where there is no checkout to build from, or the app's file is not exported."""
     if not SCRIPT.is_file():
         raise UserError(
             "--android builds the app from a checkout of the repository, and this is an installed package: clone it "
             "and run there, or leave out --android"
         )
+    if "tflite" not in config.export.formats or "fp32" not in config.export.precisions:
+        raise UserError("--android needs student.tflite: put tflite in export.formats and fp32 in export.precisions")
 
 
 def build(run: Run, script: Path = SCRIPT) -> None:

@@ -138,7 +138,7 @@ def main(
     chosen = plan.choose(STAGES, stages)
     plan.check(config)
     if app:
-        android.check()
+        android.check(config)
     if finetune_head is not None:
         head_study.check(finetune_head)
     # A teacher's name may hold a path and options.

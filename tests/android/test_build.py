@@ -1,10 +1,12 @@
 """The builder's promises: pinned files or nothing, one sentence for a mistake, a checkout for --android."""
 
 import hashlib
+import http.server
 import json
 import re
 import shutil
 import struct
+import threading
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from needs import need
 
 from android_demo import build, pins, student
 from compress import android
+from compress.config import load_config
 from export import stage
 from faces.errors import UserError
 from students import registry
@@ -36,6 +39,25 @@ def test_a_folder_without_the_package_and_a_mirror_that_is_none(empty_cache, tmp
         pins.fetch("android.jar", debs=tmp_path)
     with pytest.raises(UserError, match="cannot be fetched"):
         pins.fetch("android.jar", mirror="http://127.0.0.1:9/debian")
+    assert not list(empty_cache.iterdir())
+
+
+def test_a_mirror_that_closes_early(empty_cache):
+    class Half(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"half a package")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Half) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"cannot be fetched from http://127.*; try --debs DIR"):
+            pins.fetch("android.jar", mirror=f"http://127.0.0.1:{serving.server_address[1]}")
+        serving.shutdown()
     assert not list(empty_cache.iterdir())
 
 
@@ -75,10 +97,17 @@ def test_the_command_ends_with_one_line_and_code_2(tmp_path, monkeypatch):
 
 
 def test_android_needs_a_checkout(monkeypatch, tmp_path):
-    android.check()
+    config = load_config("quick", None, {}, [])
+    android.check(config)
     monkeypatch.setattr(android, "SCRIPT", tmp_path / "android_demo" / "build.py")
     with pytest.raises(UserError, match="from a checkout"):
-        android.check()
+        android.check(config)
+
+
+@pytest.mark.parametrize("setting", ["export.formats=onnx", "export.precisions=int8"])
+def test_android_needs_its_file_among_the_exported(setting):
+    with pytest.raises(UserError, match=r"--android needs student\.tflite"):
+        android.check(load_config("quick", None, {}, [setting]))
 
 
 def test_a_runs_student_must_be_the_file_of_its_sidecar(artifacts, tmp_path):
