@@ -13,6 +13,11 @@ let demo = null;
 let stream = null;
 let current = null;
 let looking = false;
+let starting = false;
+/** The picture that was chosen, with its size in view; null since the camera was started. */
+let still = null;
+/** The look that was asked for last. */
+let last = Promise.resolve();
 
 function say(words, kind = '') {
   at('status').textContent = words;
@@ -33,8 +38,13 @@ function pixels(source, width, height) {
   return { width, height, data: rgb };
 }
 
-/** Look at a picture or a frame, and draw it with what was found. */
-async function look(source, width, height) {
+/** Look at a picture or a frame, and draw it with what was found, when the looks asked for before have ended. */
+function look(source, width, height) {
+  last = last.catch(() => {}).then(() => lookNow(source, width, height));
+  return last;
+}
+
+async function lookNow(source, width, height) {
   const found = await demo.look(pixels(source, width, height), sliderPx());
   [view.width, view.height] = [width, height];
   const context = view.getContext('2d');
@@ -85,13 +95,19 @@ function stop() {
 }
 
 async function start() {
+  // A second press while the browser asks would open a second camera, which nobody could stop.
+  if (starting) return;
+  starting = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'user', width: 640, height: 480 } });
+    still = null;
   } catch (problem) {
     const denied = problem.name === 'NotAllowedError';
     say(denied ? 'The camera is denied to this page. Allow it in the browser, or choose a picture.'
       : `No camera can be opened (${problem.message}). Choose a picture instead.`);
     return;
+  } finally {
+    starting = false;
   }
   stream.getVideoTracks()[0].addEventListener('ended', () => { stop(); say('The camera was switched off.'); });
   video.srcObject = stream;
@@ -140,7 +156,8 @@ at('file').addEventListener('change', async ({ target }) => {
   try {
     const picture = await createImageBitmap(file);
     const scale = Math.min(1, 1024 / Math.max(picture.width, picture.height));
-    await look(picture, Math.max(1, Math.round(picture.width * scale)), Math.max(1, Math.round(picture.height * scale)));
+    still = [picture, Math.max(1, Math.round(picture.width * scale)), Math.max(1, Math.round(picture.height * scale))];
+    await look(...still);
     say(current ? `A face was found in ${file.name}.` : `No face was found in ${file.name}; choose another picture.`);
   } catch (problem) {
     say(`${file.name} is no picture that this browser can read (${problem.message}).`);
@@ -148,7 +165,15 @@ at('file').addEventListener('change', async ({ target }) => {
   target.value = '';
 });
 
-at('slider').addEventListener('input', () => { at('px').textContent = `${sliderPx()} px`; });
+at('slider').addEventListener('input', async () => {
+  at('px').textContent = `${sliderPx()} px`;
+  try {
+    // The camera's next frame is seen at the new size anyway.
+    if (still && !stream) await look(...still);
+  } catch (problem) {
+    say(problem.message);
+  }
+});
 
 at('enrol').addEventListener('submit', (event) => {
   event.preventDefault();

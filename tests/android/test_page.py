@@ -104,8 +104,7 @@ def page(address, trio, tmp_path_factory):
 
 def _see(page, picture):
     """Switch the camera off, put another scene before it, and on again."""
-    if page.run("document.getElementById('camera').getAttribute('aria-pressed')") == "true":
-        page.click("camera")
+    _stop(page)
     show(page.camera, picture)
     before = page.run("document.getElementById('view').toDataURL().length")
     page.click("camera")
@@ -132,9 +131,7 @@ def test_it_enrols_knows_again_refuses_and_forgets(page, trio, tmp_path):
     assert page.status().startswith("Not Ada: score")
     # The same by upload, without a camera.
     file = tmp_path / "second.png"
-    cv2.imwrite(str(file), second[:, :, ::-1])
-    page.upload("file", file)
-    page.wait("document.getElementById('status').textContent.includes('found in second.png')")
+    _choose(page, second, file)
     page.click("verify")
     assert page.status().startswith("Same person as Ada")
     broken = tmp_path / "broken.png"
@@ -148,21 +145,64 @@ def test_it_enrols_knows_again_refuses_and_forgets(page, trio, tmp_path):
     assert "enrol someone first" in page.status()
 
 
+def _stop(page):
+    if page.run("document.getElementById('camera').getAttribute('aria-pressed')") == "true":
+        page.click("camera")
+
+
+def _choose(page, picture, file):
+    _stop(page)
+    cv2.imwrite(str(file), picture[:, :, ::-1])
+    page.upload("file", file)
+    page.wait(f"document.getElementById('status').textContent.includes('found in {file.name}')")
+
+
+def _slide(page, position):
+    """Move the slider: the size written beside it, and what the network sees then."""
+    page.run(f"""((slider) => {{
+      slider.value = {position};
+      slider.dispatchEvent(new Event('input'));
+    }})(document.getElementById('slider'))""")
+    page.run("new Promise((next) => setTimeout(next, 1500))")
+    return (
+        page.run("document.getElementById('px').textContent"),
+        page.run("document.getElementById('seen').toDataURL()"),
+    )
+
+
 @pytest.mark.slow
-def test_the_slider_changes_what_the_network_sees(page, trio):
-    _see(page, trio[0])
-    sizes = set()
-    seen = set()
-    for position in range(4):
-        page.run(f"""((slider) => {{
-          slider.value = {position};
-          slider.dispatchEvent(new Event('input'));
-        }})(document.getElementById('slider'))""")
-        page.run("new Promise((next) => setTimeout(next, 1500))")
-        sizes.add(page.run("document.getElementById('px').textContent"))
-        seen.add(page.run("document.getElementById('seen').toDataURL()"))
-    assert sizes == {"96 px", "64 px", "32 px", "16 px"}
-    assert len(seen) > 1
+@pytest.mark.parametrize("camera", [True, False])
+def test_the_slider_changes_what_the_network_sees(page, trio, tmp_path, camera):
+    if camera:
+        _see(page, trio[0])
+    else:
+        _choose(page, trio[0], tmp_path / "face.png")
+    found = [_slide(page, position) for position in range(4)]
+    assert [size for size, _ in found] == ["96 px", "64 px", "32 px", "16 px"]
+    assert len({seen for _, seen in found}) > 1
+
+
+@pytest.mark.slow
+def test_two_presses_open_one_camera(page, trio):
+    _stop(page)
+    page.run("""(() => {
+      const open = navigator.mediaDevices.getUserMedia;
+      globalThis.opened = [];
+      navigator.mediaDevices.getUserMedia = async function (...asked) {
+        const stream = await open.apply(this, asked);
+        opened.push(stream);
+        return stream;
+      };
+      const button = document.getElementById('camera');
+      button.click();
+      button.click();
+    })()""")
+    page.wait("document.getElementById('status').textContent.startsWith('Look')")
+    page.run("new Promise((next) => setTimeout(next, 1000))")
+    assert page.run("opened.length") == 1
+    page.click("camera")
+    assert page.run("opened.every((stream) => stream.getTracks().every((track) => track.readyState === 'ended'))")
+    page.run("delete navigator.mediaDevices.getUserMedia; 0")
 
 
 @pytest.mark.slow
@@ -248,8 +288,7 @@ def test_it_fits_a_phone_and_a_desk_and_every_control_has_a_name(page):
 @pytest.mark.slow
 def test_a_denied_camera_and_an_insecure_address_leave_the_upload(page, address, trio, tmp_path):
     page.run("navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError')); 0")
-    if page.run("document.getElementById('camera').getAttribute('aria-pressed')") == "true":
-        page.click("camera")
+    _stop(page)
     page.click("camera")
     page.wait("document.getElementById('status').textContent.startsWith('The camera is denied')")
     # What a browser does at an address that is no secure one: neither a camera nor a hash.
@@ -261,10 +300,7 @@ def test_a_denied_camera_and_an_insecure_address_leave_the_upload(page, address,
     page.open(address)
     page.wait("document.getElementById('status').textContent.startsWith('This address is no secure one')")
     assert page.run("document.getElementById('camera').disabled")
-    file = tmp_path / "face.png"
-    cv2.imwrite(str(file), trio[0][:, :, ::-1])
-    page.upload("file", file)
-    page.wait("document.getElementById('status').textContent.includes('found in face.png')")
+    _choose(page, trio[0], tmp_path / "face.png")
     page.command("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
