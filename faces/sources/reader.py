@@ -37,11 +37,7 @@ def recognise(spec: str) -> Source:
     .idx) or `bin` (a verification set). UserError where there is none, or more than one in the same folder."""
     if spec == "orl":
         return Source(orl.read, orl.LICENCE, "orl")
-    try:
-        path = Path(spec).expanduser()
-    except RuntimeError:
-        # Such a user is not known here.
-        path = Path(spec)
+    path = spec_path(spec)
     if path.is_file():
         if path.suffix == ".tar":
             return Source(lambda: shards.read(path), USER_DATA, "shards")
@@ -57,11 +53,25 @@ def recognise(spec: str) -> Source:
     if len(recs) > 1 or (recs and tars):
         names = ", ".join(one.name for one in (recs + tars)[:4])
         raise UserError(f"{path} holds several sets ({names}): give one of these files")
+    if (packed := recs + tars) and (person := folder.first_person(path)):
+        raise UserError(
+            f"{path} holds both {packed[0].name} and the identity folder {person.name}: give the file, or keep the "
+            "identity folders in a folder of their own"
+        )
     if recs:
         return Source(lambda: recordio.read(recs[0]), USER_DATA, "recordio")
     if tars:
         return Source(lambda: (record for tar in tars for record in shards.read(tar)), USER_DATA, "shards")
     return Source(lambda: folder.read(path), USER_DATA, "folder")
+
+
+def spec_path(spec: str) -> Path:
+    """Where the files of a source lie."""
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:
+        # Such a user is not known here: a name that begins with ~.
+        return Path(spec)
 
 
 def open_faces(
@@ -77,7 +87,7 @@ def open_faces(
 
     Skipped and counted in `.integrity`: unreadable images, corrupt records, exact duplicates, keys that occurred
     already, stored landmarks without two eyes in the image; of a folder also identities without images, images beside
-    the identity folders, and files of other kinds.
+    the identity folders, files of other kinds, and links that lead nowhere or to a folder.
     Faces that the detector misses are counted and named. An identity left with one face keeps it as
     unlabelled (counted), as it can form no genuine pair. `aligned=True` takes the images as ArcFace crops, as
     those of .rec and .bin files are anyway. `colour="bgr"` is for files that were written with red and blue
@@ -125,7 +135,7 @@ def open_faces(
             continue
         kept.add(record, image, landmarks)
     if source.layout == "folder":
-        skipped += folder.left_out(Path(spec).expanduser())
+        skipped += folder.left_out(spec_path(spec))
     if not kept.keys:
         raise UserError(
             f"none of the {read} records of {spec} holds a usable face (without a face found: {len(missed)}"

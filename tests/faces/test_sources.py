@@ -116,6 +116,43 @@ def test_identity_folders_are_read_checked_and_labelled(tmp_path, photos):
     }
 
 
+def test_what_is_hidden_in_a_persons_folder_is_neither_read_nor_counted(tmp_path, photos):
+    _write(tmp_path / "anna/0.png", photos[0][0])
+    _write(tmp_path / "anna/deep/1.png", photos[0][1])
+    _write(tmp_path / "anna/.half.png", photos[0][2])
+    _write(tmp_path / "anna/.thumbs/deep/3.png", photos[0][3])
+    (tmp_path / "anna/.gone.png").symlink_to(tmp_path / "nowhere")
+    _write(tmp_path / "bert/.half.png", photos[1][0])
+    faces = open_faces(str(tmp_path), aligned=True)
+    assert faces.keys == (f"{tmp_path.name}/anna/0.png", f"{tmp_path.name}/anna/deep/1.png")
+    assert faces.integrity.read == 2
+    assert faces.integrity.skipped == {"identity folder without images": 1}
+
+
+def test_links_that_give_no_image_are_counted(tmp_path, photos):
+    root = tmp_path / "people"
+    _write(root / "anna/0.png", photos[0][0])
+    _write(tmp_path / "store/1.png", photos[0][1])
+    _write(tmp_path / "store/2.png", photos[0][2])
+    (root / "anna/good.png").symlink_to(tmp_path / "store/1.png")
+    (root / "anna/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "anna/more").symlink_to(tmp_path / "store")
+    (root / "bert").symlink_to(tmp_path / "nowhere")
+    faces = open_faces(str(root), aligned=True)
+    assert faces.keys == ("people/anna/0.png", "people/anna/good.png")
+    assert faces.integrity.skipped == {"link that leads nowhere or to a folder": 3}
+
+
+def test_a_folder_named_like_a_users_home_is_read(tmp_path, monkeypatch, photos):
+    for i, image in enumerate(photos[0][:2]):
+        _write(tmp_path / f"~no such user/anna/{i}.png", image)
+    (tmp_path / "~no such user/anna/list.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    faces = open_faces("~no such user", aligned=True)
+    assert len(faces) == 2
+    assert faces.integrity.skipped == {"file whose name has no image's ending": 1}
+
+
 def test_aligned_images_are_taken_as_the_template(tmp_path, photos):
     rng = np.random.default_rng(1)
     original = {}
@@ -214,6 +251,19 @@ def test_a_folder_of_shards_is_one_source(tmp_path):
     faces = open_faces(str(tmp_path))
     assert faces.keys == ("part-0/0", "part-0/1", "part-1/0", "part-1/1")
     assert faces.identities.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("packed", ["part.tar", "train.rec"])
+def test_identity_folders_beside_packed_faces_are_refused(tmp_path, photos, packed):
+    (tmp_path / packed).touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").touch()
+    _write(tmp_path / ".cache/0.png", photos[0][0])
+    _write(tmp_path / "plots/.half.png", photos[0][0])
+    assert recognise(str(tmp_path)).layout == {"part.tar": "shards", "train.rec": "recordio"}[packed]
+    _write(tmp_path / "zoe/deep/0.png", photos[0][0])
+    with pytest.raises(UserError, match=f"holds both {packed} and the identity folder zoe: give the file"):
+        recognise(str(tmp_path))
 
 
 def test_an_empty_name_is_a_name_and_null_is_none(tmp_path):
