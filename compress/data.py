@@ -1,5 +1,6 @@
 """Stage data: read the public faces, check and align them, split them by identity."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, spl
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
+from faces.sources.reader import spec_path
 from faces.verification import Pairs
 
 TRAIN, TEST = "work/train.npz", "work/test.npz"
@@ -19,7 +21,7 @@ def settings(config: Config) -> Any:
     """The stage's settings and the state (name, size, time) of every file it reads."""
     state = []
     for spec in (*config.data.public, *filter(None, (config.data.val, config.data.pairs))):
-        path = Path(spec).expanduser()
+        path = spec_path(spec)
         # A person's folder may be a link, which the readers follow and rglob does not.
         links = [one for one in path.iterdir() if one.is_symlink() and one.is_dir()] if path.is_dir() else []
         files = sorted({file for top in (path, *links) for file in top.rglob("*")}) if path.is_dir() else [path]
@@ -36,7 +38,8 @@ def run(run: Run) -> dict[str, Any]:
     parts = [_open(run, spec) for spec in data.public]
     public = concatenate(parts)
     skipped, leaks = dict(public.integrity.skipped), list[str]()
-    if merged := sum(len(part.names) for part in parts) - len(public.names):
+    shown = Counter(name for part in parts for name in {*part.names, *part.alone.values()})
+    if merged := sum(count > 1 for count in shown.values()):
         run.say(f"note       {merged} identity names occur in several --data parts: each counts as one person")
     if data.val is not None:
         train, test = public, _open(run, data.val)

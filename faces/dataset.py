@@ -69,7 +69,8 @@ class Faces:
         """Changes with the keys, people and landmarks, not with the images: the name of what is kept of the faces."""
         digest = hashlib.sha256()
         for words in (self.keys, self.names):
-            digest.update("\0".join((*words, "")).encode() + b"\1")
+            # The name of a file need not be UTF-8.
+            digest.update("\0".join((*words, "")).encode(errors="surrogatepass") + b"\1")
         for values in (self.identities, self.landmarks):
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]

@@ -86,6 +86,31 @@ def test_blue_faces_are_told(tmp_path):
     assert "pack it with python -m faces.shards make --colour bgr" in told
 
 
+def test_people_of_several_parts_are_told(tmp_path):
+    for part, names, seed in (("a", "pqrst", 1), ("b", "puvwx", 2), ("c", "pyz", 3)):
+        people(tmp_path / part, names, seed)
+    # One face in each of two parts.
+    for part, seed in (("a", 4), ("b", 5)):
+        people(tmp_path / part, ["once"], seed)
+        for i in range(1, 6):
+            (tmp_path / part / "once" / f"{i}.png").unlink()
+    given = {"data.public": [str(tmp_path / part) for part in "abc"], "data.aligned": True, "data.virtual": 0}
+    with Run.open(tmp_path / "run", load_config("quick", None, given, []), quiet=True) as run:
+        facts = data.run(run)
+    assert facts["public"]["identities"] == 12
+    told = (tmp_path / "run/run.log").read_text()
+    assert "2 identity names occur in several --data parts" in told
+
+
+def test_a_folder_named_like_a_users_home_is_watched(tmp_path, monkeypatch):
+    people(tmp_path / "~no such user", "pq", seed=1)
+    monkeypatch.chdir(tmp_path)
+    config = load_config("quick", None, {"data.public": ["~no such user"]}, [])
+    first = data.settings(config)
+    (tmp_path / "~no such user/p/0.png").unlink()
+    assert data.settings(config) != first
+
+
 def test_a_set_of_copies_is_refused(tmp_path):
     for name in "pqrstu":
         people(tmp_path / f"part-{name}", [name], seed=1)
