@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from faces.cnniqa import CNNIQA, PATCH_PX, load_plain
 from faces.degrade import reduce
 from faces.errors import UserError
-from faces.files import whole
+from faces.files import sha256, whole
 from faces.pyiqa_metric import create_metric
 
 LOW_PX = 16
@@ -30,16 +30,17 @@ class Quality(nn.Module):
     q = sigmoid(slope * (s - centre)), s = the metric's score, negated where low is good. `fit_map` sets slope and
     centre; `side` is the side in px of the crops they were fitted on, and every image is brought to it first: a score
     depends on how much a face was enlarged. An image smaller than that thus counts as one of low resolution.
+    weights_sha256: of the file that a pyiqa metric's weights came from; None where they are pyiqa's own.
     """
 
     centre: Tensor
     slope: Tensor
     side: Tensor
 
-    def __init__(self, scorer: nn.Module, name: str, lower_better: bool) -> None:
+    def __init__(self, scorer: nn.Module, name: str, lower_better: bool, weights_sha256: str | None = None) -> None:
         super().__init__()
         self.scorer = scorer.eval().requires_grad_(False)
-        self.name, self.lower_better = name, lower_better
+        self.name, self.lower_better, self.weights_sha256 = name, lower_better, weights_sha256
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("slope", torch.zeros(()))
         self.register_buffer("side", torch.zeros((), dtype=torch.int64))
@@ -114,17 +115,18 @@ def create_quality(spec: str | Path, weights: str | Path | None = None, lower_be
     """A quality score by name or file.
 
     spec: a file that `save` wrote (map included; `weights` only where it is the map of a pyiqa metric with weights of
-    its own); a torch file of bare grey CNN-IQA weights, whose polarity the file does not tell, so that `lower_better`
-    must; or the name of a no-reference pyiqa metric, whose polarity pyiqa declares. weights: the metric's own file
-    (for CNN-IQA `{"params": state_dict}`), read without running code in it; else pyiqa downloads its own. Only
-    the first kind has its map; the others need `fit_map`. UserError on all that does not fit.
+    its own, and then the same file); a torch file of bare grey CNN-IQA weights, whose polarity the file does not tell,
+    so that `lower_better` must; or the name of a no-reference pyiqa metric, whose polarity pyiqa declares. weights: the
+    metric's own file (for CNN-IQA `{"params": state_dict}`), read without running code in it; else pyiqa downloads its
+    own. Only the first kind has its map; the others need `fit_map`. UserError on all that does not fit.
     """
     path = Path(spec)
     if not path.is_file():
         metric, low = create_metric(str(spec), weights, lower_better)
-        return Quality(metric, str(spec), low)
+        return Quality(metric, str(spec), low, None if weights is None else sha256(weights))
     if path.suffix == ".safetensors":
-        return _load(path, weights)
+        return _load(path, weights, lower_better)
+    _refuse_weights(path, weights)
     if lower_better is None:
         raise UserError(
             f"{path} does not say whether a low score is good: give lower_better=True for DMOS weights such as "
@@ -134,7 +136,8 @@ def create_quality(spec: str | Path, weights: str | Path | None = None, lower_be
 
 
 def save(quality: Quality, path: str | Path, report: dict[str, Any] | None = None) -> None:
-    """Write the map and, of a CNN-IQA, the network as safetensors; of a pyiqa metric its name alone."""
+    """Write the map and, of a CNN-IQA, the network as safetensors; of a pyiqa metric its name and the SHA-256
+    of its weights' file."""
     if Path(path).suffix != ".safetensors":
         raise UserError(f"a quality score is written as .safetensors, not as {Path(path).name}")
     own = isinstance(quality.scorer, CNNIQA)
@@ -146,12 +149,15 @@ def save(quality: Quality, path: str | Path, report: dict[str, Any] | None = Non
     about = {"name": quality.name, "lower_better": quality.lower_better, "report": report or {}}
     if isinstance(quality.scorer, CNNIQA):
         about |= {"stride": quality.scorer.stride, "constant": quality.scorer.constant}
+    else:
+        about["weights_sha256"] = quality.weights_sha256
     with whole(path) as temporary:
         save_file(tensors, temporary, {"format": _FORMAT, "about": json.dumps(about)})
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """What `save` wrote beside the weights: name, lower_better, report, and stride and constant of a CNN-IQA."""
+    """What `save` wrote beside the tensors: name, lower_better, report, stride and constant of a CNN-IQA, and
+    `weights_sha256` of a pyiqa metric (None: pyiqa's own weights)."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -163,16 +169,21 @@ def read_report(path: str | Path) -> dict[str, Any]:
     return about
 
 
-def _load(path: Path, weights: str | Path | None) -> Quality:
+def _load(path: Path, weights: str | Path | None, wanted_polarity: bool | None) -> Quality:
     about = read_report(path)
     try:
         lower_better, name = bool(about["lower_better"]), str(about["name"])
+        if wanted_polarity not in (None, lower_better):
+            good = "low" if lower_better else "high"
+            raise UserError(f"{path} says that {good} scores of {name} are good; leave lower_better out")
         own = "stride" in about
         if own:
+            _refuse_weights(path, weights)
             scorer = CNNIQA(min(max(1, int(about["stride"])), 32), float(about["constant"]))
             quality = Quality(scorer, name, lower_better)
         else:
-            quality = Quality(create_metric(name, weights, lower_better)[0], name, lower_better)
+            digest = _check_weights(path, name, about, weights)
+            quality = Quality(create_metric(name, weights, lower_better)[0], name, lower_better, digest)
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
         wanted = {key for key in quality.state_dict() if own or not key.startswith("scorer.")}
@@ -184,6 +195,29 @@ def _load(path: Path, weights: str | Path | None) -> Quality:
     except (SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as problem:
         raise UserError(f"{path} is damaged ({problem}); make it again with python -m faces.quality fit") from None
     return quality
+
+
+def _refuse_weights(path: Path, weights: str | Path | None) -> None:
+    if weights is not None:
+        raise UserError(f"{path} holds its weights: leave out {weights}, which only a pyiqa metric takes")
+
+
+def _check_weights(path: Path, name: str, about: dict[str, Any], weights: str | Path | None) -> str | None:
+    """SHA-256 of `weights`; UserError where the map in `path` was fitted to others."""
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"no weights file {weights}")
+    digest = None if weights is None else sha256(weights)
+    # Older files do not tell.
+    known = about.get("weights_sha256", digest)
+    if known is None and weights is not None:
+        raise UserError(f"{path} is the map of {name} with pyiqa's own weights: leave out {weights}")
+    if known != digest:
+        given = "none was given" if weights is None else f"{weights} is another one"
+        raise UserError(
+            f"{path} is the map of {name} with the weights file of SHA-256 {str(known)[:12]}, and {given}: give that "
+            "file (python -m faces.quality score --weights FILE)"
+        )
+    return digest
 
 
 def _sample(images: np.ndarray, seed: int, count: int) -> np.ndarray:

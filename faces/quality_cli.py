@@ -51,18 +51,23 @@ def fit(
     aligned: bool,
 ) -> None:
     """Fit a CNN-IQA to known degradations of faces (two CPU minutes), or the map of an existing metric."""
+    if metric is None and (weights is not None or lower_better is not None):
+        option = "--weights" if weights is not None else "--lower-better or --higher-better"
+        raise UserError(f"{option} tells of an existing metric: give --metric too, or leave it out to fit a CNN-IQA")
+    existing = None if metric is None else create_quality(metric, weights, lower_better)
     console = Console(stderr=True)
     with _bar(console) as bar:
         reading = bar.add_task("faces read", total=None)
-        faces = concatenate(
-            [
-                open_faces(spec, detector=detector, aligned=aligned, progress=lambda n: bar.advance(reading, n))
-                for spec in specs
-            ]
-        )
+        parts = []
+        for spec in specs:
+            part = open_faces(spec, detector=detector, aligned=aligned, progress=lambda n: bar.advance(reading, n))
+            for line in part.integrity.told():
+                console.print(f"{spec}: {line}", highlight=False, markup=False, soft_wrap=True)
+            parts.append(part)
+        faces = concatenate(parts)
         bar.update(reading, total=len(faces), completed=len(faces))
         crops = crop(faces.images, faces.landmarks, "arcface")
-        if metric is None:
+        if existing is None:
             training = bar.add_task("steps", total=None if seconds else steps)
             network, report = fit_cnniqa(
                 crops, faces.identities, seed, steps=steps, seconds=seconds,
@@ -71,7 +76,7 @@ def fit(
             )  # fmt: skip
             quality = Quality(network, "fitted CNN-IQA", lower_better=False)
         else:
-            quality, report = create_quality(metric, weights, lower_better), {}
+            quality, report = existing, {}
         report["map"] = fit_map(quality, crops, seed)
     save(quality, out, report)
     module = Alpha.of(quality, crops, seed)
@@ -95,13 +100,14 @@ def fit(
 @main.command()
 @click.argument("spec")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Path(path_type=Path), help="The pyiqa metric's weights file, as it was to `fit`.")
 @run_cli
-def score(spec: str, images: tuple[Path, ...]) -> None:
+def score(spec: str, images: tuple[Path, ...], weights: Path | None) -> None:
     """Quality of IMAGES (aligned face crops), best first, by a FILE that `fit` wrote.
 
     The name of a pyiqa metric instead gives that metric's own scores, which are not in [0, 1].
     """
-    quality = create_quality(spec)
+    quality = create_quality(spec, weights)
     fitted = bool(quality.slope > 0)
     if not fitted:
         good = "lower" if quality.lower_better else "higher"

@@ -1,6 +1,7 @@
 """Quality in [0, 1], its map, its files, alpha, the CNN-IQA and its fit, each against something independent."""
 
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -236,6 +237,43 @@ def test_a_written_score_is_read_back(network, crops, tmp_path):
         save(quality, tmp_path / "q.pt")
 
 
+def test_a_map_belongs_to_the_weights_it_was_fitted_to(sharpness, tmp_path, monkeypatch, crops):
+    monkeypatch.setattr("faces.quality.create_metric", lambda name, weights, low: (Sharpness(), False))
+    own, other, file = tmp_path / "own.pth", tmp_path / "other.pth", tmp_path / "q.safetensors"
+    own.write_bytes(b"one")
+    other.write_bytes(b"another")
+    quality = create_quality("some metric", own)
+    fit_map(quality, crops, 0)
+    save(quality, file)
+    assert read_report(file)["weights_sha256"] == hashlib.sha256(b"one").hexdigest()
+    again = create_quality(file, own)
+    torch.testing.assert_close(again.of(crops[:2]), quality.of(crops[:2]), rtol=0, atol=0)
+    save(again, tmp_path / "again.safetensors")
+    assert read_report(tmp_path / "again.safetensors") == read_report(file)
+    digest = hashlib.sha256(b"one").hexdigest()[:12]
+    with pytest.raises(UserError, match=f"some metric with the weights file of SHA-256 {digest}, and none was given"):
+        create_quality(file)
+    with pytest.raises(UserError, match=rf"{digest}, and .*other\.pth is another one"):
+        create_quality(file, other)
+    with pytest.raises(UserError, match=r"no weights file .*none\.pth"):
+        create_quality(file, tmp_path / "none.pth")
+
+    Image.fromarray(crops[0]).save(tmp_path / "face.png")
+    done = CliRunner().invoke(main, ["score", str(file), str(tmp_path / "face.png")])
+    assert (done.exit_code, done.stderr.startswith("error: "), digest in done.stderr) == (2, True, True)
+    done = CliRunner().invoke(main, ["score", str(file), str(tmp_path / "face.png"), "--weights", str(own)])
+    assert (done.exit_code, done.stdout.split()[0]) == (0, f"{float(quality.of(crops[:1])[0]):.4f}")
+
+    save(sharpness, file)
+    create_quality(file)
+    with pytest.raises(UserError, match=r"with pyiqa's own weights: leave out .*own\.pth"):
+        create_quality(file, own)
+    about = read_report(file)
+    del about["weights_sha256"]
+    save_file(load_file(file), file, {"format": "bridgeface quality 1", "about": json.dumps(about)})
+    assert create_quality(file, own).weights_sha256 == hashlib.sha256(b"one").hexdigest()
+
+
 @pytest.mark.parametrize("kind", ["cut", "foreign", "lacking", "nan", "shape", "stride", "about", "side"])
 def test_a_damaged_score_is_one_message(kind, network, sharpness, tmp_path):
     file = tmp_path / "q.safetensors"
@@ -364,6 +402,49 @@ def test_the_command_refuses_another_kind_of_file_and_a_place_where_none_can_be(
     assert (done.exit_code, "is a file: choose another --out" in done.stderr) == (2, True)
     done = CliRunner().invoke(main, ["fit", "--data", "orl", "--out", "q.pt"])
     assert (done.exit_code, done.stderr) == (2, "error: --out is written as .safetensors; give --out q.safetensors\n")
+
+
+def test_the_command_refuses_options_without_effect(network, tmp_path):
+    bare, made, own = tmp_path / "bare.pt", tmp_path / "made.safetensors", tmp_path / "own.pth"
+    torch.save(network.state_dict(), bare)
+    own.touch()
+    quality = Quality(network, "mine", lower_better=True)
+    quality.side.fill_(112)
+    save(quality, made)
+    said = {
+        ("--weights", own): "--weights tells of an existing metric: give --metric too",
+        ("--higher-better",): "--lower-better or --higher-better tells of an existing metric: give --metric too",
+        ("--metric", made, "--higher-better"): "made.safetensors says that low scores of mine are good",
+        ("--metric", made, "--weights", own): f"made.safetensors holds its weights: leave out {own}",
+        ("--metric", bare, "--lower-better", "--weights", own): f"bare.pt holds its weights: leave out {own}",
+    }
+    for options, words in said.items():
+        given = ["fit", "--data", str(tmp_path / "not read"), "--out", str(tmp_path / "q.safetensors"), *options]
+        done = CliRunner().invoke(main, list(map(str, given)))
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), options
+        assert words in done.stderr
+    assert create_quality(made, lower_better=True).lower_better
+
+
+def test_the_command_tells_which_faces_it_leaves_out(monkeypatch, tmp_path, crops):
+    monkeypatch.setattr("faces.quality_cli.create_quality", lambda *_: Quality(Sharpness(), "sharpness", False))
+    specs = []
+    for part in ("one", "[b]two"):
+        for i in range(8):
+            folder = tmp_path / part / f"{part} {i % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(crops[i + 8 * len(specs)]).save(folder / f"{i}.png")
+        specs += ["--data", str(tmp_path / part)]
+    (tmp_path / "one/one 0/broken.png").write_bytes(b"no image")
+    for i in range(2):
+        (tmp_path / f"[b]two/[b]two 0/{i}.txt").touch()
+    options = ["--metric", "sharpness", "--aligned", "--out", str(tmp_path / "q.safetensors")]
+    done = CliRunner().invoke(main, ["fit", *specs, *options])
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stderr.splitlines() if " x " in line] == [
+        f"{tmp_path}/one: 1 x unreadable image",
+        f"{tmp_path}/[b]two: 2 x file whose name has no image's ending",
+    ]
 
 
 @pytest.mark.slow
