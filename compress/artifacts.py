@@ -78,7 +78,7 @@ def _kit(run: Run) -> Kit:
         teacher_card=sidecar.Teacher(
             name=teacher["name"], bootstrap=teacher["bootstrap"], licence=teacher["licence"] or "not stated"
         ),
-        data=sidecar.Data(name=data["public"]["name"], licence=data["public"]["licence"]),
+        data=sidecar.Data(name=data["public"]["name"], licence=data["public"]["licence"] + _start(config)),
         train=TRAIN,
         train_faces=data["split"]["train_faces"],
         test=TEST,
@@ -93,6 +93,12 @@ def _kit(run: Run) -> Kit:
 def _absolute(file: str | None) -> str | None:
     # As `python -m export RUN` may be called from anywhere; `hub` is no file.
     return str(Path(file).resolve()) if file is not None and Path(file).is_file() else file
+
+
+def _start(config: Config) -> str:
+    """The terms that a student's first weights bring along."""
+    start = config.distill.weights
+    return f"; on top the terms of the faces that its first weights ({Path(start).name}) saw" if start else ""
 
 
 def _forget(run: Run, name: str) -> None:

@@ -144,6 +144,8 @@ def main(
     # A teacher's name may hold a path and options.
     name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
     folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
+    if not resume:
+        plan.check_fresh(chosen)
     if dry_run:
         plan.show(chosen, folder, config)
         return

@@ -45,3 +45,9 @@ def test_the_users_files_are_found_from_any_folder(tmp_path, kit):
 
 def test_the_student_is_named_by_its_hash(tmp_path, kit):
     assert kit().student_sha256 == sha256(tmp_path / "student.safetensors")
+
+
+def test_first_weights_bring_their_terms_along(kit):
+    assert kit().data.licence == "unknown"
+    first = kit("distill.weights=/private/start.safetensors").data.licence
+    assert first == "unknown; on top the terms of the faces that its first weights (start.safetensors) saw"

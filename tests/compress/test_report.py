@@ -208,6 +208,18 @@ def test_the_card_names_what_a_threshold_is_compared_with(tmp_path: Path) -> Non
     assert "| artifacts/student_fp32.tflite | minus the Euclidean distance | 1e-2 | 0.4121 |" in card
 
 
+def test_people_who_are_not_strangers_are_not_called_others(tmp_path: Path) -> None:
+    value = fake_run.results()
+    for leaks in (0, 3):
+        value["data"]["split"]["leaks"] = leaks
+        page = _report(tmp_path, value)
+        for told in (page, write_model_card(tmp_path).read_text()):
+            assert ("10 other people" in told, "10 people, not all of them strangers" in told) == (
+                not leaks,
+                bool(leaks),
+            )
+
+
 def _row(page: str, title: str) -> list[str]:
     """The cells of a row of the headline table, as text."""
     row = page.partition(f'<th scope="row">{title}</th>')[2].partition("</tr>")[0]
