@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scorers import tensor
+import torch
+from scorers import Sharpness, tensor
 
 from faces.align import crop, template_landmarks
-from faces.cnniqa import grey
+from faces.cnniqa import CNNIQA, grey
 from faces.dataset import CROP_PX, Faces
+from faces.quality import Quality, fit_map
 from faces.sources import open_faces
 
 
@@ -55,3 +57,16 @@ def crops(orl):
 @pytest.fixture(scope="module")
 def greys(crops):
     return grey(tensor(crops))
+
+
+@pytest.fixture
+def sharpness(crops):
+    quality = Quality(Sharpness(), "sharpness", lower_better=False)
+    fit_map(quality, crops, 0)
+    return quality
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(3)
+    return CNNIQA(stride=13, constant=0.05).eval()
