@@ -34,7 +34,6 @@ from faces.quality import (
 )
 from faces.quality_cli import main
 
-
 # ---- the network
 
 
