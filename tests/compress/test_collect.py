@@ -1,5 +1,8 @@
 """What whoever reads the report must know before its figures."""
 
+import shlex
+import sys
+
 import pytest
 
 from compress import collect
@@ -27,3 +30,13 @@ def test_what_spoils_a_figure_is_told(given, words):
     assert warnings() == []
     (told,) = warnings(**given)
     assert words in told
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--stages", "export,report"], ["--stages=report"], ["--dry-run"], ["--fresh"], ["--resume", "--stages", "data"]],
+)
+def test_the_command_told_is_that_of_the_whole_run(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before, behind = ["pipeline", "--teacher", "dlib_resnet"], ["--set", "a=b  c", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", [*before, *more, *behind])
+    assert shlex.split(collect._command()) == [*before, *behind]

@@ -4,7 +4,6 @@ import html.parser
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,7 @@ import fake_run
 import numpy as np
 import pytest
 
-from compress import collect
 from compress.report import write_model_card, write_report
-from compress.zoo import published
 from faces.errors import UserError
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;$\\frac{$ | `_x_`](javascript:1)"
@@ -198,16 +195,6 @@ def test_the_speed_shown_is_of_a_file_that_passed(tmp_path: Path) -> None:
     assert _row(_report(tmp_path, value), "Faces a second, best")[0].startswith("10,442 artifacts/student_fp32.onnx")
 
 
-def test_the_card_names_what_a_threshold_is_compared_with(tmp_path: Path) -> None:
-    fake_run.write(tmp_path)
-    first, second = (tmp_path / f"artifacts/student_fp32.{name}.json" for name in ("onnx", "tflite"))
-    # The same thresholds of another score are other thresholds.
-    second.write_text(json.dumps(json.loads(first.read_text()) | {"metric": "euclidean"}))
-    card = write_model_card(tmp_path).read_text()
-    assert "| artifacts/student_fp32.onnx | cosine | 1e-2 | 0.4121 |" in card
-    assert "| artifacts/student_fp32.tflite | minus the Euclidean distance | 1e-2 | 0.4121 |" in card
-
-
 def test_people_who_are_not_strangers_are_not_called_others(tmp_path: Path) -> None:
     value = fake_run.results()
     for leaks in (0, 3):
@@ -235,32 +222,6 @@ def test_an_earlier_runs_fine_tuning_is_not_drawn(tmp_path: Path) -> None:
     page = _report(tmp_path, value)
     assert 'id="finetune"' in page
     assert "of the fine-tuning" in page
-
-
-@pytest.mark.parametrize("setting", ["a=  b", "a=~/_x_", "a=```", "a=1\n````\n2", "a=it's"])
-def test_the_card_tells_the_command_as_it_was_typed(setting: str, tmp_path: Path) -> None:
-    data = tmp_path / "my  ~_faces_" / "a_b.tar"
-    data.parent.mkdir()
-    data.write_bytes(b"faces")
-    value = fake_run.results()
-    typed = ["python", "-m", "compress.pipeline", "--set", setting, "--data"]
-    value["run"]["command"] = shlex.join([*typed, str(data)])
-    fake_run.write(tmp_path, value)
-    card = write_model_card(tmp_path).read_text()
-    for text, name in ((card, str(data)), (published(card, [data]), data.name)):
-        found = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
-        assert found
-        assert shlex.split(found[2]) == [*typed, name]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [["--stages", "export,report"], ["--stages=report"], ["--dry-run"], ["--fresh"], ["--resume", "--stages", "data"]],
-)
-def test_the_command_told_is_that_of_the_whole_run(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    before, behind = ["pipeline", "--teacher", "dlib_resnet"], ["--set", "a=b  c", "--seed", "1"]
-    monkeypatch.setattr(sys, "argv", [*before, *more, *behind])
-    assert shlex.split(collect._command()) == [*before, *behind]
 
 
 def test_decisions_are_marked_in_words(tmp_path: Path) -> None:
