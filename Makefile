@@ -7,10 +7,10 @@ run: .venv/installed
 	$(BIN)/python -m compress.pipeline --teacher swin_b --student tiny16
 
 test: .venv/tested
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 slow: .venv/tested
-	$(BIN)/pytest -m slow -n auto --dist loadfile
+	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Students with random weights and random batch-norm statistics, and their exports, made once a session."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from export import engines
+from export import engines, stage
 from export.onnx import export_onnx
 from export.parity import Trial
 from export.sidecar import Card, Engine
@@ -16,6 +17,7 @@ from export.stage import How, Subject, export_model
 from export.tensorrt import build_engine
 from students import create_student
 from students.tiny import count_macs, count_parameters
+from teachers.tuned import digest
 
 
 def _student(name: str, seed: int = 0) -> nn.Module:
@@ -101,6 +103,23 @@ def built(tmp_path_factory: pytest.TempPathFactory, student_onnx: Path) -> tuple
     """A TensorRT-RTX engine of `student("tiny16")`, and what its sidecar says of it."""
     path = tmp_path_factory.mktemp("engine") / "student-fp32.tensorrt-rtx.engine"
     return path, build_engine(student_onnx, path, "tensorrt_rtx", (2, 4, 8), ["SM80", "SM89"])
+
+
+@pytest.fixture
+def written_once(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The stage's ONNX files, each by the exporter once a session, which takes seconds: it writes the same bytes again.
+
+    For models that their weights tell apart."""
+    folder = tmp_path_factory.getbasetemp() / "onnx-files"
+    folder.mkdir(exist_ok=True)
+
+    def write(model: nn.Module, path: Path, px: int, **options) -> None:
+        name = f"{type(model).__name__}-{digest(model.state_dict())}-{px}-{sorted(options.items())}.onnx"
+        if not (folder / name).is_file():
+            export_onnx(model, folder / name, px, **options)
+        shutil.copy(folder / name, path)
+
+    monkeypatch.setattr(stage, "export_onnx", write)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from faces.errors import UserError
 from faces.files import sha256
 from students.tiny import count_macs, count_parameters
 
+pytestmark = pytest.mark.usefixtures("written_once")
+
 
 @pytest.fixture(scope="module")
 def faces():

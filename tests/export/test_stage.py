@@ -17,6 +17,7 @@ from faces.align import crop
 from faces.errors import UserError
 from faces.files import sha256
 
+pytestmark = pytest.mark.usefixtures("written_once")
 ONNX = How(formats=["onnx"])
 
 
