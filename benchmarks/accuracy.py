@@ -9,7 +9,7 @@ from rich.markdown import Markdown
 
 from benchmarks import teacher_plots
 from benchmarks.protocol_cli import protocols
-from benchmarks.teacher_rows import TABLES
+from benchmarks.teacher_rows import TABLES, Row
 from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
 from faces.cli import SEED, Output, run_cli, table_console
@@ -55,30 +55,45 @@ def teachers(
     if unknown := set(rows) - known:
         raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
     bench = Bench(specs, vals, out / "rows", folder, scale, unlabelled, device)
-    # Whatever is wrong with them is told before hours of training.
-    parts = [part.name for part in bench.parts]
-    console = Console(stderr=True)
-    torch.set_num_threads(1)
-    for name, table in chosen.items():
-        work = [
+    due = {
+        name: [
             (row, seed)
             for seed in range(max(row.seeds for row in table.rows))
             for row in table.rows
             if seed < row.seeds and (not rows or row.name in rows) and (not seeds or seed in seeds)
+            if not read_only and bench.read(row, seed) is None
         ]
-        for row, seed in () if read_only else work:
-            if row.changes.get("unlabelled") and not unlabelled:
+        for name, table in chosen.items()
+    }
+    console = Console(stderr=True)
+    # Whatever is wrong with the faces is told before hours of training.
+    opened = {part.name: part.faces for part in bench.parts}
+    if any(row.method != "none" for work in due.values() for row, _ in work):
+        opened["--data"] = bench.train
+    if unlabelled and any(_learns_from_anybody(row) for work in due.values() for row, _ in work):
+        opened["--data and --unlabelled"] = bench.everyone
+    for what, faces in opened.items():
+        for line in faces.integrity.told():
+            console.print(f"{what}: {line}", highlight=False, markup=False, soft_wrap=True)
+    torch.set_num_threads(1)
+    for name, table in chosen.items():
+        for row, seed in due[name]:
+            if _learns_from_anybody(row) and not unlabelled:
                 console.print(f"{name}: {row.name}: left out, as it needs --unlabelled FACES", highlight=False)
-            elif bench.read(row, seed) is None:
-                console.print(f"{name}: {row.name}, seed {seed}", highlight=False)
-                with progress_bar(console, bench.settings(row)["steps"]) as advance:
-                    bench.run(row, seed, advance)
+                continue
+            console.print(f"{name}: {row.name}, seed {seed}", highlight=False)
+            with progress_bar(console, bench.settings(row)["steps"]) as advance:
+                bench.run(row, seed, advance)
         summary = summarise(bench, table)
-        text = markdown(summary, parts)
+        text = markdown(summary, [part.name for part in bench.parts])
         write_json(out / f"{name}.json", summary)
         write_text(out / f"{name}.md", text)
         teacher_plots.draw(bench, name, table, out)
         table_console().print(Markdown(text))
+
+
+def _learns_from_anybody(row: Row) -> bool:
+    return bool(row.changes.get("unlabelled"))
 
 
 main.add_command(protocols)

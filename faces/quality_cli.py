@@ -32,7 +32,7 @@ def main() -> None:
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="The pyiqa metric's weights file.")
 @click.option("--lower-better/--higher-better", default=None, help="Which scores of a torch file are the good ones.")
-@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Training steps.")
+@click.option("--steps", type=click.IntRange(1), show_default=str(STEPS), help="Training steps.")
 @click.option("--seconds", type=click.FloatRange(1), help="Choose the steps by the clock instead.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--detector", default="dlib", show_default=True, help="For data without landmarks: dlib or yunet:FILE.")
@@ -44,7 +44,7 @@ def fit(
     metric: str | None,
     weights: Path | None,
     lower_better: bool | None,
-    steps: int,
+    steps: int | None,
     seconds: float | None,
     seed: int,
     detector: str,
@@ -54,6 +54,13 @@ def fit(
     if metric is None and (weights is not None or lower_better is not None):
         option = "--weights" if weights is not None else "--lower-better or --higher-better"
         raise UserError(f"{option} tells of an existing metric: give --metric too, or leave it out to fit a CNN-IQA")
+    if metric is not None and (steps or seconds):
+        raise UserError(
+            f"--{'steps' if steps else 'seconds'} tells of a training, and --metric only fits a map: leave one"
+        )
+    if steps and seconds:
+        raise UserError("--seconds chooses the steps: leave it or --steps out")
+    steps = steps or STEPS
     existing = None if metric is None else create_quality(metric, weights, lower_better)
     console = Console(stderr=True)
     with _bar(console) as bar:

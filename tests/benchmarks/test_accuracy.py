@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -99,6 +100,23 @@ def test_unlabelled_faces_of_the_people_measured_on_are_refused(data, detector, 
                   unlabelled=(str(folder / "val"),))  # fmt: skip
     with pytest.raises(UserError, match=r"val and --unlabelled are not independent .*identity"):
         _ = bench.everyone
+
+
+def test_what_is_wrong_with_the_faces_is_told_before_a_row_is_run(data, detector, tmp_path, monkeypatch):
+    free = TINY | {"unlabelled": 4, "anchor": 1.0}
+    rows = (Row("octuplet", "octuplet", TINY), Row("free", "octuplet", free))
+    monkeypatch.setitem(TABLES, "octuplet", Table("Title", "About", rows, None))
+    folder, pairs = data
+    shutil.copytree(folder / "train", tmp_path / "train")
+    (tmp_path / "train/1-0/broken.png").write_bytes(b"no image")
+    arguments = ["teachers", "--data", tmp_path / "train", "--val", folder / "val", pairs, "--table", "octuplet",
+                 "--folder", tmp_path / "work", "--out", tmp_path / "results"]  # fmt: skip
+    refused = CliRunner().invoke(accuracy.main, [*map(str, arguments), "--unlabelled", str(folder / "val")])
+    assert (refused.exit_code, "not independent" in refused.stderr) == (2, True)
+    assert not (tmp_path / "work").exists()
+    done = CliRunner().invoke(accuracy.main, [*map(str, arguments), "--row", "octuplet"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.index("--data: 1 x unreadable image") < done.stderr.index("octuplet: octuplet, seed 0")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def test_the_command_refuses_options_without_effect(network, tmp_path):
         ("--metric", made, "--higher-better"): "made.safetensors says that low scores of mine are good",
         ("--metric", made, "--weights", own): f"made.safetensors holds its weights: leave out {own}",
         ("--metric", bare, "--lower-better", "--weights", own): f"bare.pt holds its weights: leave out {own}",
+        ("--metric", made, "--steps", 5): "--steps tells of a training, and --metric only fits a map",
+        ("--metric", made, "--seconds", 5): "--seconds tells of a training, and --metric only fits a map",
+        ("--steps", 5, "--seconds", 5): "--seconds chooses the steps: leave it or --steps out",
     }
     for options, words in said.items():
         given = ["fit", "--data", str(tmp_path / "not read"), "--out", str(tmp_path / "q.safetensors"), *options]
