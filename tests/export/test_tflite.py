@@ -92,19 +92,24 @@ def test_smaller_files_are_near_torch_at_every_batch_size(tmp_path, student, noi
 
 
 def test_another_process_writes_the_same_int8_bytes_without_a_word(tmp_path, noise):
+    """Nor does the ONNX exporter say one, and the terminal can be written to behind both."""
     code = """if True:
         import sys, logging
         import numpy as np, torch
         from students import create_student
+        from export.onnx import export_onnx
         from export.tflite import export_tflite
         torch.manual_seed(0)
-        export_tflite(create_student("tiny16"), sys.argv[2], 16, "int8", np.load(sys.argv[1]))
+        model = create_student("tiny16")
+        export_onnx(model, sys.argv[2] + ".onnx", 16)
+        export_tflite(model, sys.argv[2], 16, "int8", np.load(sys.argv[1]))
         assert not logging.getLogger().handlers
+        print("a word", flush=True)
     """
     np.save(tmp_path / "crops.npy", noise(70, 16))
     run = [sys.executable, "-c", code, tmp_path / "crops.npy", tmp_path / "other.tflite"]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a word\n", "")
     torch.manual_seed(0)
     export_tflite(create_student("tiny16"), tmp_path / "s.tflite", 16, "int8", noise(70, 16))
     assert (tmp_path / "s.tflite").read_bytes() == (tmp_path / "other.tflite").read_bytes()
