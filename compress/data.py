@@ -1,13 +1,20 @@
 """Stage data: read the public faces, check and align them, split them by identity."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from compress.config import Config
 from compress.run import Run, file_state
 from faces import verification
-from faces.dataset import Faces, add_virtual_faces, concatenate, find_leaks, split_identities, split_strangers
+from faces.dataset import (
+    Faces,
+    add_virtual_faces,
+    concatenate,
+    find_leaks,
+    split_identities,
+    split_strangers,
+    told_together,
+)
 from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces, recognise
@@ -38,9 +45,8 @@ def run(run: Run) -> dict[str, Any]:
     parts = [_open(run, spec) for spec in data.public]
     public = concatenate(parts)
     skipped, leaks = dict(public.integrity.skipped), list[str]()
-    shown = Counter(name for part in parts for name in {*part.names, *part.alone.values()})
-    if merged := sum(count > 1 for count in shown.values()):
-        run.say(f"note       {merged} identity names occur in several --data parts: each counts as one person")
+    for line in told_together(parts, public):
+        run.say(f"note       {line}")
     if data.val is not None:
         train, test = public, _open(run, data.val)
         skipped |= {f"test: {reason}": count for reason, count in test.integrity.skipped.items()}

@@ -1,6 +1,7 @@
 """What a run leaves behind so that its models can be exported again: `RUN/export.json`, and how it is read."""
 
 import functools
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,10 @@ class Bench:
     def _faces(self, name: str) -> Faces:
         if not (self.folder / name).is_file():
             raise UserError(f"{self.folder / name} is missing: run compress.pipeline in this folder again")
-        return Faces.load(self.folder / name)
+        try:
+            return Faces.load(self.folder / name)
+        except (zipfile.BadZipFile, ValueError, LookupError, EOFError):
+            raise UserError(f"{self.folder / name} is damaged: run compress.pipeline in this folder again") from None
 
     def student(self) -> Subject:
         """The run's student; its trial are unseen people at its input size."""

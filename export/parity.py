@@ -45,15 +45,10 @@ def run(artifact: Artifact, images: np.ndarray, alpha: np.ndarray | None = None)
     """Embeddings (N, D) of all images, in batches of 1, 3 and up to 256, those that the file takes."""
     engine = artifact.sidecar.engine
     least, _, most = (1, 1, _LARGEST) if engine is None else engine.profile
-    largest = max(least, min(most, _LARGEST))
     cuts = np.cumsum([size for size in _BATCHES if least <= size <= most], dtype=np.int64)
-    cuts = cuts[cuts < len(images)]
-    # An engine takes no less than its least: the last batch is filled up with faces that are left out afterwards.
-    last = (len(images) - cuts[-1:].sum()) % largest
-    places = np.arange(len(images) + (least - last if 0 < last < least else 0)) % len(images)
-    parts = np.split(places, cuts)
-    found = [artifact.embed(images[part], largest, None if alpha is None else alpha[part]) for part in parts]
-    return np.concatenate(found)[: len(images)]
+    parts = np.split(np.arange(len(images)), cuts[cuts < len(images)])
+    found = [artifact.embed(images[part], _LARGEST, None if alpha is None else alpha[part]) for part in parts]
+    return np.concatenate(found)
 
 
 def judge(found: np.ndarray, reference: np.ndarray, precision: str, metric: str = "cosine") -> Parity:

@@ -149,9 +149,10 @@ class Artifact:
     def embed(self, images: np.ndarray, batch: int = 64, alpha: np.ndarray | None = None) -> np.ndarray:
         """Embeddings (N, D) float32 of aligned crops (N, p, p, 3), uint8 RGB, p = `sidecar.input.px`, N >= 0.
 
-        At most `batch` faces go through the runtime at once. alpha: (N,) in [0, 1], each image's own, for a file that
-        takes it (`sidecar.alpha.input`), and for no other. Raises UserError on images of another type or shape, and
-        where the runtime fails.
+        At most `batch` faces, at least 1, go through the runtime at once; an engine takes no more and no fewer than it
+        was built for, and the last face stands for those that are missing. alpha: (N,) in [0, 1], each image's own,
+        for a file that takes it (`sidecar.alpha.input`), and for no other. Raises UserError on images of another type
+        or shape, and where the runtime fails.
         """
         px = self.sidecar.input.px
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (px, px, 3):
@@ -161,18 +162,25 @@ class Artifact:
         if takes != (alpha is not None) or (alpha is not None and alpha.shape != (len(images),)):
             wanted = f"an alpha in [0, 1] for each of the {len(images)} faces" if takes else "no alpha"
             raise UserError(f"{self.path.name} takes {wanted}")
+        if batch < 1:
+            raise ValueError(f"batch {batch}: give 1 or more")
+        least, _, most = (1, batch, batch) if self.sidecar.engine is None else self.sidecar.engine.profile
+        batch = max(least, min(batch, most))
         embeddings = [np.empty((0, self.sidecar.embedding_dim), dtype=np.float32)]
         for start in range(0, len(images), batch):
-            part = self.prepare(images[start : start + batch])
+            rows = np.arange(start, min(start + batch, len(images)))
+            real = len(rows)
+            rows = np.pad(rows, (0, max(0, least - real)), mode="edge")
+            part = self.prepare(images[rows])
             try:
-                found_part = self.run(part, None if alpha is None else alpha[start : start + batch])
+                found_part = self.run(part, None if alpha is None else alpha[rows])
             except Exception as problem:
                 raise UserError(
                     f"{self.path}: {self.runtime} failed on {len(part)} faces: {_first_line(problem)}"
                 ) from problem
             if found_part.shape != (len(part), self.sidecar.embedding_dim):
                 raise UserError(f"{self.path}: {len(part)} faces gave an output of shape {found_part.shape}")
-            embeddings.append(found_part)
+            embeddings.append(found_part[:real])
         return np.concatenate(embeddings)
 
 

@@ -102,9 +102,10 @@ def export_model(subject: Subject, folder: str | Path, how: How) -> tuple[list[R
     """Write `folder/NAME...` and its sidecar for each target; rows as `artifacts` of results.json, and the misses.
 
     An artifact that misses its tolerance raises UserError with the figures and leaves neither file nor sidecar under
-    its name, nor those of an earlier export; `how.allow_failure` keeps it all the same, `passed` false, and the
-    sidecar records both; with `how.report_misses` it becomes a row {path, format, precision, reason, differs} of the
-    misses, as does one that cannot be made. UserError on an unknown format or precision, before any work.
+    its name, nor those of an earlier export, which stay where nothing could be made; `how.allow_failure` keeps it all
+    the same, `passed` false, and the sidecar records both; with `how.report_misses` it becomes a row {path, format,
+    precision, reason, differs} of the misses, as does one that cannot be made. UserError on an unknown format or
+    precision, before any work.
     """
     wanted = targets(how.formats, how.precisions)
     folder = Path(folder)
@@ -135,16 +136,19 @@ class _Export:
     def make(self, target: Target) -> None:
         """Write, prove and name one file."""
         final = self.folder / target.file(self.subject.name)
-        for stale in (final, sidecars.path_of(final)):
-            stale.unlink(missing_ok=True)
         try:
             candidate, sidecar, seconds = self._proved(target, final)
         except UserError as problem:
+            if isinstance(problem, Differs):
+                # What an earlier export left there is another model's.
+                for stale in (final, sidecars.path_of(final)):
+                    stale.unlink(missing_ok=True)
             if not self.how.report_misses:
                 raise
             one = {"path": final.name, "format": target.format, "precision": target.precision}
             self.misses.append({**one, "reason": str(problem), "differs": isinstance(problem, Differs)})
             return
+        final.unlink(missing_ok=True)
         # The sidecar first: an artifact under its final name always has one.
         sidecars.write(final, sidecar)
         candidate.replace(final)
@@ -187,7 +191,7 @@ class _Export:
         assert proved is not None
         allowed = self.how.allow_failure
         if not proved.parity.passed and not allowed:
-            raise Differs(f"{final.name} differs from its model: {proved.parity.reason}; nothing was written")
+            raise Differs(f"{final.name} differs from its model: {proved.parity.reason}; it was not kept")
         return best, proved.model_copy(update={"parity_failure_allowed": allowed}), seconds
 
     def _trained(self, rounding: Rounding, name: str) -> nn.Module:
@@ -251,7 +255,8 @@ class _Export:
         assert target.source is not None
         name = target.source.file(self.subject.name)
         source = self.folder / name
-        if not source.is_file():
+        # Not what an earlier export left there.
+        if name not in {row["path"] for row in self.rows}:
             raise UserError(f"{candidate.name} is built from {name}, which could not be made")
         backend = ENGINES[target.format]
         return build_engine(source, candidate, backend, self.how.batch, self.how.capabilities)  # type: ignore[arg-type]

@@ -165,9 +165,11 @@ def _dlib_detector(longest: int = 800, border: int = 30) -> Detector:
 
 def _yunet_detector(file: Path) -> Detector:
     if not file.is_file():
-        raise UserError(f"no YuNet model at {file}; give --set data.detector=yunet:FILE an existing .onnx file")
+        raise UserError(f"no YuNet model at {file}; yunet:FILE names its .onnx file")
     try:
         network = cv2.FaceDetectorYN.create(str(file), "", (320, 320), score_threshold=0.6)
+        # Another network is read as well, and fails at the first photo.
+        network.detect(np.zeros((320, 320, 3), np.uint8))
     except cv2.error as problem:
         raise UserError(f"OpenCV cannot read {file} as a YuNet model: {problem.err}") from None
 

@@ -16,6 +16,7 @@ CROP_PX = 128
 """Side of the stored crop: eye distance about 36 px, loose enough to cut every template's crop from it."""
 ALONE = "label of an identity with one face"
 """The reason in `Integrity.skipped` for a face in `Faces.alone`."""
+REPEATED = "exact duplicate"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Faces:
     identities: (N,) int64, index into `names`; -1 = unlabelled.
     names: one name an identity. keys: one unique key a face.
     alone: who is shown by an unlabelled face (its index) whose person the source names and shows only once.
+    photos: (N, 16) uint8, a digest of the pixels of each face's photo; None where the photos are not at hand.
     """
 
     images: np.ndarray
@@ -56,6 +58,7 @@ class Faces:
     licence: str = ""
     integrity: Integrity = field(default_factory=Integrity)
     alone: dict[int, str] = field(default_factory=dict)
+    photos: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +96,7 @@ class Faces:
             names=tuple(self.names[i] for i in present),
             keys=tuple(self.keys[i] for i in indices),
             alone=alone,
+            photos=None if self.photos is None else self.photos[indices],
         )
 
     def save(self, path: Path) -> None:
@@ -128,7 +132,14 @@ class Faces:
 
 def concatenate(parts: Sequence[Faces]) -> Faces:
     """One set from several. A name that occurs in two parts is one identity, also where a part shows that person
-    only once; a key must be unique."""
+    only once, and is told; a photo that occurs in two parts is skipped in the second; a key must be unique."""
+    keys = tuple(key for part in parts for key in part.keys)
+    if len(set(keys)) < len(keys):
+        raise UserError(
+            "the same face key occurs in two --data parts: one of them was given twice, or two folders of the same "
+            "name hold the same file names; rename one of the folders"
+        )
+    parts = _without_repeats(parts)
     shown = Counter(name for part in parts for name in (*part.names, *part.names, *part.alone.values()))
     names = tuple(name for name, count in shown.items() if count > 1)
     index = {name: i for i, name in enumerate(names)}
@@ -141,12 +152,6 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
                 alone[start + i] = name
         identities.append(np.array(known, dtype=np.int64))
         start += len(part)
-    keys = tuple(key for part in parts for key in part.keys)
-    if len(set(keys)) < len(keys):
-        raise UserError(
-            "the same face key occurs in two --data parts: one of them was given twice, or two folders of the same "
-            "name hold the same file names; rename one of the folders"
-        )
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.integrity.skipped.items():
@@ -154,22 +159,65 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
     skipped.pop(ALONE, None)
     if alone:
         skipped[ALONE] = len(alone)
+    warnings = [f"{part.source}: {warning}" for part in parts for warning in part.integrity.warnings]
+    if repeats := len(keys) - sum(map(len, parts)):
+        warnings.append(f"{repeats} photos occur in several --data parts: each is taken once")
+    named = Counter(
+        name
+        for part in parts
+        for name in {*(part.names[i] for i in set(part.identities[part.labelled].tolist())), *part.alone.values()}
+    )
+    if merged := sum(count > 1 for count in named.values()):
+        warnings.append(f"{merged} identity names occur in several --data parts: each counts as one person")
+    photos = [part.photos for part in parts if part.photos is not None]
     return Faces(
         images=store.join([part.images for part in parts]),
         landmarks=np.concatenate([part.landmarks for part in parts]),
         identities=np.concatenate(identities),
         names=names,
-        keys=keys,
+        keys=tuple(key for part in parts for key in part.keys),
         source=" + ".join(part.source for part in parts),
         licence="; ".join(dict.fromkeys(part.licence for part in parts)),
         integrity=Integrity(
             sum(part.integrity.read for part in parts),
             skipped,
             tuple(key for part in parts for key in part.integrity.missed),
-            tuple(f"{part.source}: {warning}" for part in parts for warning in part.integrity.warnings),
+            tuple(warnings),
         ),
         alone=alone,
+        photos=np.concatenate(photos) if len(photos) == len(parts) else None,
     )
+
+
+def told_together(parts: Sequence[Faces], joined: Faces) -> tuple[str, ...]:
+    """What `concatenate` found wrong with the parts beside one another."""
+    return joined.integrity.warnings[sum(len(part.integrity.warnings) for part in parts) :]
+
+
+def _without_repeats(parts: Sequence[Faces]) -> list[Faces]:
+    """The parts without the photos that an earlier one holds too, pixel by pixel; those are counted, and whoever is
+    left with one face is alone."""
+    seen, left = set[bytes](), list[Faces]()
+    for part in parts:
+        if part.photos is not None and len(parts) > 1:
+            digests = [row.tobytes() for row in part.photos]
+            rows = [i for i, digest in enumerate(digests) if digest not in seen]
+            seen.update(digests)
+            if len(rows) < len(part):
+                part = _with_lone(part.subset(rows), len(part) - len(rows))
+        left.append(part)
+    return left
+
+
+def _with_lone(part: Faces, repeats: int) -> Faces:
+    lone = np.bincount(part.identities[part.labelled], minlength=len(part.names)) == 1
+    alone = {i: part.names[person] for i, person in enumerate(part.identities) if person >= 0 and lone[person]}
+    identities = part.identities.copy()
+    identities[list(alone)] = -1
+    skipped = {**part.integrity.skipped, REPEATED: part.integrity.skipped.get(REPEATED, 0) + repeats}
+    integrity = replace(part.integrity, skipped=skipped)
+    part = replace(part, identities=identities, alone=part.alone | alone, integrity=integrity)
+    return part.subset(np.arange(len(part)))
 
 
 def split_identities(faces: Faces, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +273,7 @@ def virtual_faces(faces: Faces, count: int, seed: int) -> Faces:
         identities=np.full(len(first), -1, dtype=np.int64),
         keys=tuple(f"virtual/{i}" for i in range(len(first))),
         alone={},
+        photos=None,
     )
 
 

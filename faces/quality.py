@@ -57,10 +57,12 @@ class Quality(nn.Module):
         return torch.sigmoid(self.slope * (self._score(x, int(self.side)) - self.centre))
 
     def _score(self, x: Tensor, side: int) -> Tensor:
-        """(N,) scores, higher is better. UserError where the metric gives NaN or infinity."""
+        """(N,) scores at `side` px, 0 = as they are, higher is better. UserError where one is NaN or infinite."""
         x = x.float()
-        if x.shape[2:] != (side, side):
-            x = F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        # As they are, but no smaller than what the metrics take.
+        size = (side, side) if side else tuple(max(PATCH_PX, length) for length in x.shape[2:])
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
         x = x.clamp(0, 1)
         score = self.scorer(x).float().flatten()
         if len(score) != len(x):
@@ -71,8 +73,8 @@ class Quality(nn.Module):
 
     @torch.no_grad()
     def scores(self, images: np.ndarray, side: int | None = None) -> Tensor:
-        """(N,) scores before the map, higher is better, of (N, S, S, 3) uint8 crops."""
-        side = side or int(self.side) or max(PATCH_PX, images.shape[1])
+        """(N,) scores before the map, higher is better, of (N, H, W, 3) uint8 crops, at the map's size if any."""
+        side = side or int(self.side)
         parts = [images[start : start + 64] for start in range(0, len(images), 64)]
         return torch.cat([self._score(self._tensor(part), side) for part in parts])
 
@@ -129,8 +131,8 @@ def create_quality(spec: str | Path, weights: str | Path | None = None, lower_be
     _refuse_weights(path, weights)
     if lower_better is None:
         raise UserError(
-            f"{path} does not say whether a low score is good: give lower_better=True for DMOS weights such as "
-            "LIVE's, lower_better=False for MOS weights"
+            f"{path} does not say whether a low score is good: python -m faces.quality fit --metric FILE with "
+            "--lower-better (DMOS weights such as LIVE's) or --higher-better (MOS weights) makes a file that does"
         )
     return Quality(load_plain(path), path.name, lower_better)
 

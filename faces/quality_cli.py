@@ -1,5 +1,6 @@
 """`python -m faces.quality`: fit a quality score on faces, score images with one."""
 
+import math
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from rich.table import Table
 from faces.align import crop
 from faces.cli import SEED, Output, run_cli
 from faces.cnniqa_fit import STEPS, fit_cnniqa
-from faces.dataset import concatenate
+from faces.dataset import concatenate, told_together
 from faces.errors import UserError
 from faces.quality import LOW_PX, Alpha, Quality, alpha_percentiles, create_quality, fit_map, save
 from faces.sources import open_faces
@@ -54,6 +55,8 @@ def fit(
     if metric is None and (weights is not None or lower_better is not None):
         option = "--weights" if weights is not None else "--lower-better or --higher-better"
         raise UserError(f"{option} tells of an existing metric: give --metric too, or leave it out to fit a CNN-IQA")
+    if seconds is not None and not math.isfinite(seconds):
+        raise UserError(f"--seconds {seconds}: give a number of seconds")
     if metric is not None and (steps or seconds):
         raise UserError(
             f"--{'steps' if steps else 'seconds'} tells of a training, and --metric only fits a map: leave one"
@@ -72,6 +75,8 @@ def fit(
                 console.print(f"{spec}: {line}", highlight=False, markup=False, soft_wrap=True)
             parts.append(part)
         faces = concatenate(parts)
+        for line in told_together(parts, faces):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         bar.update(reading, total=len(faces), completed=len(faces))
         crops = crop(faces.images, faces.landmarks, "arcface")
         if existing is None:

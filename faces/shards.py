@@ -26,15 +26,17 @@ from rich.progress import (
 
 from faces import align
 from faces.cli import SEED, Output, run_cli
-from faces.dataset import CROP_PX, Faces, concatenate
+from faces.dataset import CROP_PX, Faces, concatenate, told_together
 from faces.dataset import Progress as Advance
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
 from faces.sources import open_faces, shards
+from faces.sources.reader import spec_path
 from faces.sources.record import COLOURS, decode
 from faces.store import in_threads
 
 PLAN = "shards.json"
+_CHUNK = 64
 _QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
 
 
@@ -133,9 +135,14 @@ def _plan(folder: Path) -> dict[str, Any] | None:
 
 def _claim(out: Path, faces: Faces, settings: list[Any], counts: list[int]) -> None:
     """Write the plan, or find the same one. Before the first shard: those of another plan are never mixed in."""
-    # A few images stand for all: an aligned set keeps its landmarks when its images change.
-    some = hashlib.sha256(faces.images[np.linspace(0, len(faces) - 1, 16).astype(int)].tobytes()).hexdigest()
-    same = fingerprint([settings, faces.source, faces.state(), some])
+    # An aligned set keeps its landmarks when its photos change.
+    photos = hashlib.sha256()
+    if faces.photos is not None:
+        photos.update(faces.photos.tobytes())
+    else:
+        for start in range(0, len(faces), _CHUNK):
+            photos.update(faces.images[start : start + _CHUNK].tobytes())
+    same = fingerprint([settings, faces.state(), photos.hexdigest()])
     plan = _plan(out)
     if plan is None and any(out.glob("[!.]*.tar")):
         raise UserError(f"{out} holds .tar files that were not packed here: choose another --out")
@@ -146,10 +153,10 @@ def _claim(out: Path, faces: Faces, settings: list[Any], counts: list[int]) -> N
         write_json(out / PLAN, {"made_from": same, "source": faces.source, "licence": faces.licence, "shards": names})
 
 
-def _loaded(faces: Faces, part: np.ndarray, chunk: int = 64) -> Iterator[tuple[int, np.ndarray]]:
+def _loaded(faces: Faces, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     # Whole chunks, as undecoded images are then read by all threads.
-    for start in range(0, len(part), chunk):
-        rows = part[start : start + chunk]
+    for start in range(0, len(part), _CHUNK):
+        rows = part[start : start + _CHUNK]
         yield from zip(rows.tolist(), faces.images[rows], strict=True)
 
 
@@ -221,6 +228,8 @@ def main() -> None:
 @run_cli
 def make(specs: tuple[str, ...], out: Path, colour: str, detector: str, aligned: bool, **settings: Any) -> None:
     """Check, align and pack faces. The same command continues where it was stopped."""
+    if any(out.resolve() == spec_path(spec).resolve() for spec in specs):
+        raise UserError(f"--out {out} is one of --data: shards among photos make it two sets; choose another folder")
     parts = []
     for spec in specs:
         with _progress(f"reading {spec}", None) as advance:
@@ -230,6 +239,8 @@ def make(specs: tuple[str, ...], out: Path, colour: str, detector: str, aligned:
         for line in part.integrity.told():
             click.echo(f"{spec}: {line}", err=True)
     faces = concatenate(parts)
+    for line in told_together(parts, faces):
+        click.echo(line, err=True)
     with _progress("packing", len(faces)) as advance:
         paths = pack(faces, out, progress=advance, **settings)
     click.echo(f"{len(faces)} faces of {len(faces.names)} people in {len(paths)} shards in {out}")

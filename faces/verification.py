@@ -83,7 +83,7 @@ def read_pairs(path: Path, keys: tuple[str, ...]) -> Pairs:
                 index[key[at + 1 :]] = -1 if key[at + 1 :] in index else i
     index |= {key: i for i, key in enumerate(keys)}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(r["key_a"], r["key_b"], int(r["same"]), int(r["fold"])) for r in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as problem:
         raise UserError(f"{path} is no list of pairs (key_a,key_b,same,fold): {problem!r}") from None

@@ -21,10 +21,11 @@ def read_ijb(root: Path) -> Templates:
     if len(found) != 1:
         raise UserError(f"{meta} holds {len(found)} lists ijbX_face_tid_mid.txt: give IJB-B's or IJB-C's folder")
     name = found[0].name[:4]
-    points = {
-        row[0]: np.array(row[1:11], dtype=np.float64).reshape(5, 2)
-        for row in _rows(meta / f"{name}_name_5pts_score.txt", 12)
-    }
+    scores = meta / f"{name}_name_5pts_score.txt"
+    try:
+        points = {row[0]: np.array(row[1:11], dtype=np.float64).reshape(5, 2) for row in _rows(scores, 12)}
+    except ValueError as problem:
+        raise UserError(f"{scores} is not of IJB's form: {problem}") from None
     members = tuple(
         Member(Photo(root / "loose_crop" / image, points.get(image)), template, medium)
         for image, template, medium in _rows(found[0], 3)
@@ -50,13 +51,13 @@ def read_lists(root: Path, gallery: Path, probes: Path) -> Templates:
     for side, file in (("g", gallery), ("p", probes)):
         names: dict[str, None] = {}
         try:
-            with file.open(newline="") as held:
+            with file.open(newline="", encoding="utf-8-sig") as held:
                 for row in csv.DictReader(held):
                     template = f"{side}{row['template']}"
                     names[template] = None
                     subjects[template] = row["subject"]
                     members.append(Member(Photo(root / row["path"]), template, row["medium"], row["subject"]))
-        except (OSError, KeyError, csv.Error) as problem:
+        except (OSError, KeyError, ValueError, TypeError, csv.Error) as problem:
             raise UserError(f"{file} is no list with the columns template,subject,medium,path: {problem!r}") from None
         ids.append(list(names))
     compared = tuple((g, p, subjects[g] == subjects[p]) for p in ids[1] for g in ids[0])
@@ -76,7 +77,10 @@ def _rows(path: Path, columns: int) -> list[list[str]]:
 def _csv(path: Path) -> list[tuple[str, str]]:
     """(template, subject) of each row."""
     try:
-        with path.open(newline="") as held:
-            return [(row["TEMPLATE_ID"], row["SUBJECT_ID"]) for row in csv.DictReader(held)]
-    except (OSError, KeyError, csv.Error) as problem:
+        with path.open(newline="", encoding="utf-8-sig") as held:
+            rows = [(row["TEMPLATE_ID"], row["SUBJECT_ID"]) for row in csv.DictReader(held)]
+        if any(None in row for row in rows):
+            raise ValueError("a line ends too early")
+    except (OSError, KeyError, ValueError, csv.Error) as problem:
         raise UserError(f"{path} is no list with TEMPLATE_ID and SUBJECT_ID: {problem!r}") from None
+    return rows

@@ -34,11 +34,11 @@ def _mat(file: Path, side: str, folder: Path) -> tuple[tuple[Photo, str], ...]:
     try:
         held = loadmat(str(file))
         names, ids = held[f"{side}_set"], held[f"{side}_ids"]
-    except (OSError, ValueError, KeyError, NotImplementedError, MatReadError) as problem:
+        # A cell array: each element is itself an array of one string.
+        texts = [str(np.asarray(one).ravel()[0]) for one in np.asarray(names).ravel()]
+        people = [str(int(one)) for one in np.asarray(ids).ravel()]
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MatReadError) as problem:
         raise UserError(f"{file} is not TinyFace's list ({side}_set, {side}_ids): {problem}") from None
-    # A cell array: each element is itself an array of one string.
-    texts = [str(np.asarray(one).ravel()[0]) for one in np.asarray(names).ravel()]
-    people = [str(int(one)) for one in np.asarray(ids).ravel()]
     if len(texts) != len(people):
         raise UserError(f"{file} names {len(texts)} images and {len(people)} people")
     return tuple((Photo(folder / text.strip()), person) for text, person in zip(texts, people, strict=True))

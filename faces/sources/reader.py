@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from faces import align
-from faces.dataset import ALONE, CROP_PX, Faces, Integrity, Progress
+from faces.dataset import ALONE, CROP_PX, REPEATED, Faces, Integrity, Progress
 from faces.errors import UserError
 from faces.sources import folder, orl, recordio, shards, verification_bin
 from faces.sources.encoded import EncodedImages, Index
@@ -123,7 +123,7 @@ def open_faces(
             skipped["unreadable image"] += 1
             continue
         if digest in seen:
-            skipped["exact duplicate"] += 1
+            skipped[REPEATED] += 1
             continue
         seen.add(digest)
         if record.landmarks is not None and not _two_eyes(record.landmarks, image):
@@ -133,7 +133,7 @@ def open_faces(
         if landmarks is None:
             missed.append(record.key)
             continue
-        kept.add(record, image, landmarks)
+        kept.add(record, image, landmarks, digest)
     if source.layout == "folder":
         skipped += folder.left_out(spec_path(spec))
     if not kept.keys:
@@ -173,10 +173,11 @@ class _Kept:
         self.keys: list[str] = []
         self.identities: list[str | None] = []
         self.landmarks = array("f")
+        self.photos = bytearray()
         self._crops: list[np.ndarray] = []
         self._index = Index(colour) if lazy else None
 
-    def add(self, record: Record, image: np.ndarray, landmarks: np.ndarray) -> None:
+    def add(self, record: Record, image: np.ndarray, landmarks: np.ndarray, digest: bytes) -> None:
         as_it_is = image.shape[:2] == (CROP_PX, CROP_PX) and record.landmarks is not None
         if self._index is not None:
             self._index.add(record, None if as_it_is else landmarks)
@@ -187,6 +188,7 @@ class _Kept:
         self.keys.append(record.key)
         self.identities.append(record.identity)
         self.landmarks.extend(landmarks.astype(np.float32).ravel())
+        self.photos += digest[:16]
 
     def images(self) -> np.ndarray:
         return np.stack(self._crops) if self._index is None else cast(np.ndarray, EncodedImages(self._index))
@@ -213,4 +215,5 @@ def _assemble(spec: str, licence: str, kept: _Kept, read: int, skipped: Counter[
         licence=licence,
         integrity=Integrity(read, skipped, missed, () if warning is None else (warning,)),
         alone=alone,
+        photos=np.frombuffer(bytes(kept.photos), np.uint8).reshape(-1, 16),
     )

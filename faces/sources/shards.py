@@ -14,6 +14,8 @@ from faces.errors import UserError
 from faces.sources.folder import SUFFIXES
 from faces.sources.record import Place, Record, stamp
 
+_FARTHEST = 1e6
+"""A landmark so many px away is a mistake, as is an infinite one."""
 _MOST_BYTES = 1 << 28
 """A member larger than that is no face: a sparse one of some bytes may claim terabytes."""
 
@@ -62,11 +64,13 @@ def _samples(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, dict[s
     for member in archive:
         key, _, kind = member.name.rpartition(".")
         suffix = "." + kind.lower()
-        if not member.isfile() or suffix not in SUFFIXES | {".json"}:
+        # Hidden ones are macOS's notes on the others.
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        if not member.isfile() or hidden or suffix not in SUFFIXES | {".json"}:
             continue
         if member.size > _MOST_BYTES:
             raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
-        if key != name and parts:
+        if parts and (key != name or suffix in parts):
             yield name, parts, places
             parts, places = {}, {}
         file = archive.extractfile(member)
@@ -89,6 +93,8 @@ def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: 
         if not isinstance(identity, str | int | None):
             raise TypeError(f"its identity is {identity!r}")
         landmarks = None if points is None else np.asarray(points, dtype=np.float64).reshape(5, 2)
+        if landmarks is not None and (np.abs(landmarks) > _FARTHEST).any():
+            raise ValueError("a landmark that is in no image")
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Record(name, b"", None, problem="malformed note")
     return Record(

@@ -7,6 +7,7 @@ numpy's booleans and numbers, and no name beyond those that these need. Python 2
 import mmap
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -87,7 +88,7 @@ def _load(path: Path) -> tuple[list[bytes], np.ndarray]:
 
 _REFUSALS = (
     pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    RecursionError,
+    RecursionError, struct.error,
 )  # fmt: skip
 
 

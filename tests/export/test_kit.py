@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import export
 from export import kit as kits
+from export import parity
 from export.__main__ import main
 from export.kit import Bench, Kit, degraded_crops, read_kit, student_crops, write_kit
 from export.sidecar import Alpha
@@ -120,6 +121,29 @@ def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
     assert np.abs(artifact.embed(images) - expected).max() < 1e-5
 
 
+def test_a_miss_is_told_behind_the_table_and_stops_no_other_file(folder, monkeypatch):
+    monkeypatch.setitem(parity.TOLERANCE, "fp16", 1.5)
+    asked = [str(folder), "--format", "onnx", "--precision", "fp16,fp32"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 2
+    assert "missed: student-fp16.onnx differs from its model: least cosine" in done.stdout.replace("\n", " ")
+    assert done.stderr == (
+        "error: student-fp16.onnx: missed, as the table says; --allow-parity-failure keeps a file that differs\n"
+    )
+    assert sorted(file.name for file in folder.glob("student*.onnx*")) == ["student.onnx", "student.onnx.json"]
+    assert CliRunner().invoke(main, [*asked, "--allow-parity-failure"]).exit_code == 0
+
+
+def test_faces_of_the_run_that_are_cut_short(folder):
+    file = folder / "work/test.npz"
+    file.write_bytes(file.read_bytes()[:100_000])
+    done = CliRunner().invoke(main, [str(folder)])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: {file} is damaged: run compress.pipeline in this folder again\n",
+    )
+
+
 @pytest.mark.parametrize("told", ["cf" * 32, None])
 def test_files_of_the_run_that_its_results_no_longer_tell_of(folder, tmp_path, told):
     command = [str(folder), "--format", "onnx"]
@@ -171,6 +195,7 @@ def test_an_alpha_for_a_teacher_without_adapters(folder, monkeypatch):
         (["--capability", "SM89"], "--capability changes nothing without --format tensorrt-rtx"),
         (["--format", "tflite", "--normalise"], "--normalise changes nothing without another --format than tflite"),
         (["--format", "tflite", "--uint8-input"], "--uint8-input changes nothing without another"),
+        (["--format", "tflite", "--batch", "1,2,3"], "--batch changes nothing without another"),
     ],
 )
 def test_mistakes_are_told(folder, arguments, said):

@@ -1,5 +1,4 @@
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -7,7 +6,7 @@ import pytest
 
 from export import parity, sidecar
 from export.parity import Trial
-from export.runtimes import Artifact
+from export.runtimes import Artifact, load
 from export.sidecar import Gate, Parity
 from faces import verification
 from faces.errors import UserError
@@ -60,33 +59,29 @@ def test_lengths_count_where_distances_are_compared(reference, scale, passed):
     assert not parity.judge(turned, reference, "fp32", "euclidean").passed
 
 
-def test_an_engine_runs_in_the_batches_of_its_profile(noise):
-    class Engine:
-        sidecar = SimpleNamespace(engine=SimpleNamespace(profile=(2, 8, 64)))
-        batches: ClassVar[list[int]] = []
-
-        def embed(self, images, batch, alpha):
-            self.batches += [len(part) for part in np.split(images, range(batch, len(images), batch))]
-            return np.ones((len(images), 2))
-
-    assert parity.run(Engine(), noise(300, 16)).shape == (300, 2)
-    assert Engine.batches == [3, 64, 64, 64, 64, 41]
-
-
 @pytest.mark.parametrize(
-    ("profile", "count"), [((8, 8, 8), 300), ((8, 16, 32), 261), ((2, 8, 64), 68), ((300, 300, 300), 256)]
+    ("profile", "count", "sizes"),
+    [
+        ((2, 8, 64), 300, [3, 64, 64, 64, 64, 41]),
+        ((2, 8, 64), 68, [3, 64, 2]),
+        ((8, 8, 8), 20, [8, 8, 8]),
+        ((8, 16, 32), 261, [32] * 8 + [8]),
+        ((300, 300, 300), 256, [300]),
+    ],
 )
-def test_an_engine_never_gets_less_than_its_least(noise, profile, count):
-    class Engine:
-        sidecar = SimpleNamespace(engine=SimpleNamespace(profile=profile))
-
-        def embed(self, images, batch, alpha):
-            parts = [len(part) for part in np.split(images, range(batch, len(images), batch))]
-            assert all(profile[0] <= part <= profile[2] for part in parts)
-            return np.column_stack([images[:, 0, 0], alpha])
-
-    images, alpha = noise(count, 16), np.linspace(0, 1, count)
-    assert np.array_equal(parity.run(Engine(), images, alpha), np.column_stack([images[:, 0, 0], alpha]))
+def test_an_engine_runs_in_the_batches_of_its_profile(exported, noise, monkeypatch, profile, count, sizes):
+    """The last one filled up with faces that are left out again. An ONNX file stands for the engine."""
+    artifact, images = load(exported / "student.onnx"), noise(count, 16)
+    expected = artifact.embed(images)
+    seen, real = [], artifact.run
+    monkeypatch.setattr(artifact, "run", lambda part, alpha: (seen.append(len(part)), real(part, alpha))[1])
+    engine = SimpleNamespace(profile=profile)
+    monkeypatch.setattr(artifact, "sidecar", artifact.sidecar.model_copy(update={"engine": engine}))
+    assert abs(parity.run(artifact, images) - expected).max() < 1e-5
+    assert seen == sizes
+    seen.clear()
+    assert artifact.embed(images[:2]).shape == (2, 128)
+    assert seen == [max(2, profile[0])]
 
 
 def test_few_faces_are_said(reference):

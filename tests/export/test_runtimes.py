@@ -20,6 +20,8 @@ def test_embeds_bytes_as_the_model_does(exported, student, noise, embed, name):
     # In chunks of any size, and after a change of the batch size.
     assert abs(artifact.embed(images, batch=5) - found).max() < 1e-5
     assert artifact.embed(images[:0]).shape == (0, 128)
+    with pytest.raises(ValueError, match="batch 0"):
+        artifact.embed(images, batch=0)
     assert artifact.runtime.split()[0] in ("onnxruntime", "ai-edge-litert")
 
 

@@ -73,6 +73,26 @@ def test_a_wrong_weight_stops_the_stage_and_leaves_nothing(tmp_path, student, no
     assert not list(tmp_path.iterdir())  # nor the export of before, which is another model's by now
 
 
+def test_what_cannot_be_made_leaves_the_file_of_before(tmp_path, student, noise, card, subject, monkeypatch):
+    one = subject(student("tiny16"), noise(256, 16), card)
+    stage.export_model(one, tmp_path, ONNX)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def missing(*_, **__):
+        raise UserError("the exporter is not installed")
+
+    monkeypatch.setattr(stage, "export_onnx", missing)
+    how = How(formats=["tensorrt-rtx"], capabilities=["SM89"], report_misses=True)
+    rows, misses = stage.export_model(one, tmp_path, how)
+    assert rows == []
+    # The engine is not built from a file that another export left there.
+    assert [miss["reason"].partition(":")[0] for miss in misses] == [
+        "the exporter is not installed",
+        "student-fp32.tensorrt-rtx.engine is built from student.onnx, which could not be made",
+    ]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_one_lost_channel_is_seen(tmp_path, student, noise, card, subject, monkeypatch):
     def lose(values):
         values[0] = 0

@@ -17,6 +17,7 @@ from faces.dataset import (
     concatenate,
     find_leaks,
     split_identities,
+    told_together,
     virtual_faces,
 )
 from faces.errors import UserError
@@ -67,9 +68,30 @@ def test_joined_sets_share_people_by_name(noise_faces):
     assert both.keys == one.keys + two.keys
     np.testing.assert_array_equal(both.images, np.concatenate([one.images, two.images]))
     assert (both.source, both.licence) == ("one + two", "free")
-    assert both.integrity == Integrity(9, {"unreadable image": 3, "exact duplicate": 3}, ("one/x", "two/y"))
+    assert both.integrity == Integrity(
+        9, {"unreadable image": 3, "exact duplicate": 3}, ("one/x", "two/y"),
+        ("1 identity names occur in several --data parts: each counts as one person",),
+    )  # fmt: skip
+    assert told_together([one, two], both) == both.integrity.warnings
     with pytest.raises(UserError, match="given twice"):
         concatenate([one, one])
+
+
+def test_a_photo_of_two_sets_is_taken_once(noise_faces):
+    """Who is left with one face is alone; a person whom another part shows too is not."""
+    photos = np.arange(6, dtype=np.uint8)[:, None].repeat(16, 1)
+    one = replace(noise_faces([0, 0], "one"), photos=photos[:2], names=("ann",))
+    two = replace(
+        noise_faces([0, 0, 1, 1, 2, 2, 2], "two", 1), names=("bob", "ann", "cy"), photos=photos[[1, 2, 0, 3, 4, 0, 5]]
+    )
+    both = concatenate([one, two])
+    assert _named(both) == ["ann", "ann", None, "ann", "cy", "cy"]
+    assert both.alone == {2: "bob"}
+    assert both.keys == one.keys + tuple(two.keys[i] for i in (1, 3, 4, 6))
+    np.testing.assert_array_equal(both.photos, photos[[0, 1, 2, 3, 4, 5]])
+    assert both.integrity.skipped == {"exact duplicate": 3, "label of an identity with one face": 1}
+    assert told_together([one, two], both)[0] == "3 photos occur in several --data parts: each is taken once"
+    assert concatenate([one, replace(two, photos=None)]).photos is None
 
 
 @given(people=st.integers(4, 30), share=st.floats(0.01, 0.99), seed=st.integers(0, 5))
