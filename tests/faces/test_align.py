@@ -1,6 +1,7 @@
 """Similarity transforms and crops, measured with dots drawn at known places."""
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,8 +205,15 @@ def test_yunet_and_dlib_agree(orl, shared):
 def test_unknown_detectors_and_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"unknown detector 'mtcnn'\. Known: dlib, yunet:FILE"):
         create_detector("mtcnn")
-    with pytest.raises(UserError, match="no YuNet model at"):
+    with pytest.raises(UserError, match=r"no YuNet model at .*none\.onnx; yunet:FILE names its \.onnx file"):
         create_detector(f"yunet:{tmp_path}/none.onnx")
     (tmp_path / "text.onnx").write_text("not a network")
     with pytest.raises(UserError, match=r"cannot read .*text\.onnx as a YuNet model"):
         create_detector(f"yunet:{tmp_path}/text.onnx")
+    # A network, but none that finds faces.
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 320, 320]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "relu.onnx")
+    with pytest.raises(UserError, match=r"cannot read .*relu\.onnx as a YuNet model"):
+        create_detector(f"yunet:{tmp_path}/relu.onnx")

@@ -99,6 +99,11 @@ def test_tinyface(tmp_path):
     assert [(photo.path.name, who) for photo, who in found.gallery] == [("1_1.jpg", "1"), ("2_1.jpg", "2")]
     assert [(photo.path.relative_to(base).as_posix(), who) for photo, who in found.probes] == [("Probe/1_2.jpg", "1")]
     assert len(found.distractors) == 2
+    empty = np.empty((1, 1), dtype=object)
+    empty[0, 0] = np.array([], dtype=str)
+    savemat(base / "probe_img_ID_pairs.mat", {"probe_set": empty, "probe_ids": [[1]]})
+    with pytest.raises(UserError, match="probe_set"):
+        searches.read_tinyface(tmp_path)
     (base / "probe_img_ID_pairs.mat").write_bytes(b"no mat")
     with pytest.raises(UserError, match="probe_set"):
         searches.read_tinyface(tmp_path)
@@ -151,7 +156,15 @@ def test_ijb(tmp_path):
     (meta / "ijbc_1N_probe_mixed.csv").write_text("TEMPLATE_ID,SUBJECT_ID,FILENAME\n11,77,c\n")
     found = ijb.read_ijb(tmp_path)
     assert (found.gallery, found.probes, found.subjects) == (("10",), ("11",), {"10": "77", "11": "77"})
+    for text in ("TEMPLATE_ID,SUBJECT_ID\n11,jürg\n", "TEMPLATE_ID,SUBJECT_ID\n11\n"):
+        (meta / "ijbc_1N_probe_mixed.csv").write_bytes(text.encode("latin1"))
+        with pytest.raises(UserError, match=r"probe_mixed.csv is no list with TEMPLATE_ID"):
+            ijb.read_ijb(tmp_path)
+    (meta / "ijbc_name_5pts_score.txt").write_text("1.jpg a 2 3 4 5 6 7 8 9 10 .9\n")
+    with pytest.raises(UserError, match=r"5pts_score.txt is not of IJB's form: could not convert"):
+        ijb.read_ijb(tmp_path)
     (meta / "ijbc_face_tid_mid.txt").write_text("1.jpg 10\n")
+    (meta / "ijbc_name_5pts_score.txt").write_text("")
     with pytest.raises(UserError, match="3 columns"):
         ijb.read_ijb(tmp_path)
 
@@ -165,3 +178,13 @@ def test_lists_of_templates_for_ijbs_and_briar(tmp_path):
     (tmp_path / "p.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="template,subject,medium,path"):
         ijb.read_lists(tmp_path, tmp_path / "g.csv", tmp_path / "p.csv")
+    for text in (
+        b"template,subject,medium,path\n1,ann,v1\n",
+        "template,subject,medium,path\n1,jürg,v,a\n".encode("latin1"),
+    ):
+        (tmp_path / "p.csv").write_bytes(text)
+        with pytest.raises(UserError, match="template,subject,medium,path"):
+            ijb.read_lists(tmp_path, tmp_path / "g.csv", tmp_path / "p.csv")
+    # As Excel saves it.
+    (tmp_path / "p.csv").write_text("template,subject,medium,path\n1,ann,v1,c.jpg\n", encoding="utf-8-sig")
+    assert ijb.read_lists(tmp_path, tmp_path / "g.csv", tmp_path / "p.csv").probes == ("p1",)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from faces.cnniqa import CNNIQA, load_plain, local_normalise
-from faces.degrade import reduce
+from faces.degrade import reduce, resize
 from faces.errors import UserError
 from faces.quality import (
     Alpha,
@@ -93,10 +93,18 @@ def test_bare_weights_are_read_and_their_polarity_must_be_said(network, tmp_path
     file = tmp_path / "weights.pt"
     torch.save(network.state_dict(), file)
     torch.testing.assert_close(load_plain(file).conv1.weight, network.conv1.weight)
-    with pytest.raises(UserError, match="lower_better=True for DMOS"):
+    with pytest.raises(UserError, match=r"quality fit --metric FILE with --lower-better \(DMOS"):
         create_quality(file)
     up, down = create_quality(file, lower_better=False), create_quality(file, lower_better=True)
     torch.testing.assert_close(up.scores(crops[:3]), -down.scores(crops[:3]))
+
+
+def test_a_metric_without_a_map_sees_a_photo_as_it_is(crops):
+    photo = resize(crops[:2], 64)[:, 8:48, :56]
+    quality = Quality(Sharpness(), "sharpness", False)
+    torch.testing.assert_close(quality.scores(photo), Sharpness()(tensor(photo)))
+    # What is smaller than the metrics take is enlarged, side by side.
+    assert quality.scores(photo[:, :20]).isfinite().all()
 
 
 class _Hostile:

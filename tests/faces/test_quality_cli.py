@@ -61,6 +61,7 @@ def test_the_command_refuses_options_without_effect(network, tmp_path):
         ("--metric", bare, "--lower-better", "--weights", own): f"bare.pt holds its weights: leave out {own}",
         ("--metric", made, "--steps", 5): "--steps tells of a training, and --metric only fits a map",
         ("--metric", made, "--seconds", 5): "--seconds tells of a training, and --metric only fits a map",
+        ("--seconds", "inf"): "--seconds inf: give a number of seconds",
         ("--steps", 5, "--seconds", 5): "--seconds chooses the steps: leave it or --steps out",
     }
     for options, words in said.items():

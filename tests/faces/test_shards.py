@@ -66,6 +66,35 @@ def test_shards_of_other_images_are_not_continued(tmp_path, noise_faces):
         shards.pack(replace(faces, images=255 - faces.images), tmp_path, per_shard=2)
 
 
+def test_one_other_photo_among_many_is_seen_and_the_way_to_them_does_not_matter(tmp_path):
+    source = _people(tmp_path / "people", 30)
+    make = ("make", "--aligned", "--format", "png", "--out", tmp_path / "out", "--data")
+    assert _run(*make, source).exit_code == 0
+    before = _files(tmp_path / "out")
+    again = _run(*make, f"{source}/../people/")
+    assert (again.exit_code, _files(tmp_path / "out")) == (0, before), again.output
+    photo = source / "p 3.x/ä.10.png"
+    photo.write_bytes(cv2.imencode(".png", 255 - cv2.imread(str(photo)))[1].tobytes())
+    assert "holds shards of other faces or settings" in _run(*make, source).stderr
+
+
+def test_people_of_one_name_in_two_sets_are_told(tmp_path):
+    photos = sorted(_people(tmp_path / "all", 12).rglob("*.png"))
+    for i, photo in enumerate(photos):
+        place = tmp_path / "ab"[i // 6] / f"{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        photo.rename(place / f"{i}.png")
+    done = _run("make", "--aligned", "--out", tmp_path / "out", "--data", tmp_path / "a", "--data", tmp_path / "b")
+    assert "2 identity names occur in several --data parts: each counts as one person" in done.stderr
+
+
+def test_shards_are_not_put_among_the_photos(tmp_path):
+    source = _people(tmp_path / "people")
+    done = _run("make", "--data", source, "--aligned", "--out", f"{source}/../people")
+    assert (done.exit_code, "is one of --data" in done.stderr) == (2, True)
+    assert not list(source.glob("*.tar"))
+
+
 def test_the_webdataset_library_reads_the_shards(tmp_path, noise_faces):
     webdataset = pytest.importorskip("webdataset")
     faces = noise_faces([0, 0, 1, 1, -1], prefix="a b/c.d")

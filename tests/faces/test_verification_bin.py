@@ -109,6 +109,15 @@ def test_what_is_no_set_of_pairs_is_refused(tmp_path, value, said):
         read_bin(tmp_path / "x.bin")
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_set_that_is_cut_short_anywhere_is_refused(tmp_path, protocol):
+    data = pickle.dumps((FILES[:2], SAME[:1]), protocol)
+    for end in [*range(40), *range(40, len(data), 97)]:
+        (tmp_path / "x.bin").write_bytes(data[:end])
+        with pytest.raises(UserError, match=r"x\.bin"):
+            read_bin(tmp_path / "x.bin")
+
+
 def test_bytes_that_python_2_would_call_text_are_read_the_same_from_a_stream():
     """The hand-written instructions above are what they claim to be."""
     for protocol in (0, 2):
