@@ -125,7 +125,7 @@ class Bench:
             fabric = create_fabric(self.device, precision=row.precision, folder=folder)
             faces = self.everyone if how.unlabelled else self.train
             curve = finetune_teacher(
-                teacher, faces, how, seed, folder, fabric, base=row.weights, progress=progress,
+                teacher, faces, how, seed, folder, fabric, base=row.weights, base_seed=seed, progress=progress,
                 first_gradient=lambda gradient: facts.update(first_gradient=histogram(gradient)),
             )  # fmt: skip
             facts["curve"] = curve[:: max(1, len(curve) // 20)]

@@ -192,21 +192,23 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
 
     UserError: an unreadable TOML file, an unknown key (the nearest known one is named), a value out of range.
     """
-    merged: dict[str, Any] = {"preset": preset}
-    _merge(merged, PRESETS[preset])
+    own: dict[str, Any] = {}
     if file is not None:
         try:
-            _merge(merged, tomllib.loads(Path(file).read_text()))
+            _merge(own, tomllib.loads(Path(file).read_text()))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
             raise UserError(f"{file} cannot be read as a TOML configuration: {problem}") from None
     for key, value in {**top, **options}.items():
         if value is not None:
-            _put(merged, key, value)
+            _put(own, key, value)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
-        _put(merged, key.strip(), _parse(text.strip()))
+        _put(own, key.strip(), _parse(text.strip()))
+    merged: dict[str, Any] = {"preset": preset}
+    _merge(merged, PRESETS[preset])
+    _merge(merged, own)
     _check_keys(merged)
     _complete_finetune(merged)
     if merged["preset"] != preset:
@@ -219,6 +221,10 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}") from None
     _check_words(merged, config)
     check_settings(config.teacher.finetune)
+    how = own.get("teacher", {}).get("finetune", {})
+    if how and "method" not in how and config.teacher.finetune.method == "none":
+        key = f"teacher.finetune.{next(iter(how))}"
+        raise UserError(f"{key} changes nothing without a fine-tuning: give --teacher-method too")
     return config
 
 
@@ -229,7 +235,9 @@ def _complete_finetune(merged: dict[str, Any]) -> None:
     if "method" not in given:
         quick = merged["preset"] == "quick"
         name, weights = str(teacher.get("name", Teacher.name)), teacher.get("weights")
-        given["method"] = "none" if quick else default_method(name, None if weights == "none" else weights)
+        # Anything else is told when the whole is read.
+        file = weights if isinstance(weights, str) and weights != "none" else None
+        given["method"] = "none" if quick else default_method(name, file)
     teacher["finetune"] = {**DEFAULTS.get(str(given["method"]), {}), **given}
 
 

@@ -65,6 +65,8 @@ def run(run: Run) -> dict[str, Any]:
         train, test, copies = split_strangers(public, data.test_share, run.config.seed)
         if copies:
             skipped["training face nearly the same as a test face"] = copies
+    if len(train) < 2:
+        raise UserError("one face to learn from is too few: a student learns how faces differ. Add faces to --data")
     # Test faces that form no pairs are found here, not after the training.
     test_pairs(test, run.config, run.config.seed)
     write_json(

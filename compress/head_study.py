@@ -96,7 +96,6 @@ def after_run(run: Run, spec: str) -> None:
 
     The network from scratch sees no more faces than the default of `distill.samples`, as the set is small.
     """
-    run.facts("distill")
     data, how = run.config.data, run.config.distill
     config = dataclasses.replace(
         run.config, distill=dataclasses.replace(how, samples=min(how.samples, Distill.samples))

@@ -136,14 +136,14 @@ def main(
     }
     config = load_config(preset, file, options, settings, seed=seed, device=device)
     chosen = plan.choose(STAGES, stages)
-    plan.check(config)
+    # A teacher's name may hold a path and options.
+    name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
+    folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
+    plan.check(config, folder)
     if app:
         android.check(config)
     if finetune_head is not None:
         head_study.check(finetune_head)
-    # A teacher's name may hold a path and options.
-    name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]
-    folder = out or Path("runs") / f"{name}-{config.distill.student}-{preset}"
     if not resume:
         plan.check_fresh(chosen)
     if dry_run:
@@ -163,6 +163,7 @@ def main(
             if app:
                 android.build(run)
             if finetune_head is not None:
+                run.need(DISTILL, what="--finetune-head")
                 head_study.after_run(run, finetune_head)
 
 

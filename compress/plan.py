@@ -21,6 +21,7 @@ from compress.tune import check_trainable
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
+from faces.sources.reader import spec_path
 from students.batches import Examples, crop_side
 from students.optimise import create_optimiser
 from students.registry import create_student
@@ -61,8 +62,13 @@ def check_fresh(stages: Sequence[Stage]) -> None:
         )
 
 
-def check(config: Config) -> None:
-    """UserError for what can be known to be wrong before any work is done."""
+def check(config: Config, folder: Path) -> None:
+    """UserError for what can be known to be wrong before any work is done in the run's folder."""
+    for spec in (*config.data.public, *filter(None, [config.data.val])):
+        source = spec_path(spec).resolve()
+        if spec != "orl" and source.is_dir() and folder.resolve().is_relative_to(source):
+            # Its own files would be records left out, and a change of the data whenever one is written.
+            raise UserError(f"--out {folder} lies in the faces' folder {spec}: choose one outside it")
     how, world = config.distill, int(os.environ.get("WORLD_SIZE", 1))
     if how.versions and how.sizes:
         raise UserError("a fixed set of versions has one size: set distill.versions=0 or leave out distill.sizes")

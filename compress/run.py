@@ -158,13 +158,16 @@ class Run:
             self._fingerprints[stage.name] = fingerprint(values, sources)
         return self._fingerprints[stage.name]
 
+    def need(self, *stages: Stage, what: str) -> None:
+        """UserError where one of them is not done."""
+        if missing := [stage.name for stage in stages if not self.is_done(stage)]:
+            raise UserError(
+                f"{what} needs {', '.join(missing)} first, with these very settings; leave out --stages, or name it too"
+            )
+
     def execute(self, stage: Stage) -> None:
         """Run a stage unless it is done; its record is written last, so a killed stage is not done."""
-        if missing := [before.name for before in stage.after if not self.is_done(before)]:
-            raise UserError(
-                f"stage {stage.name} needs {', '.join(missing)} first, with these very settings; "
-                "leave out --stages, or name it too"
-            )
+        self.need(*stage.after, what=f"stage {stage.name}")
         if self.is_done(stage):
             self.say(f"{stage.name:10} done before ({self.record(stage.name)['summary']})")
             return
@@ -301,7 +304,7 @@ def _stored(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _tidy(folder: Path, fresh: bool) -> None:
     """Remove the half-written files of a killed run; for a fresh one also its records, work and results."""
-    if not (folder / "run.json").exists():
+    if not any((folder / name).exists() for name in ("run.json", "stages/data.json")):
         # No run wrote here: what the folder holds, a `work` maybe, is the user's.
         return
     for file in (*folder.glob(".*"), *(folder / "stages").glob(".*"), *(folder / "work").rglob(".*")):

@@ -30,7 +30,7 @@ from compress.run import ROOT, cores, threads
 from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
-from faces.cli import Output, run_cli, table_console
+from faces.cli import SEED, Output, run_cli, table_console
 from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
 from faces.errors import UserError
 from faces.files import fingerprint, write_json, write_text
@@ -75,7 +75,7 @@ main.add_command(hallucination)
               help="The settings that --set changes, as in the pipeline.")  # fmt: skip
 @click.option("--data", "specs", multiple=True, metavar="SPEC", help="Public faces, as in the pipeline. Default: orl.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(2), help="How many identity splits.")
-@click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first split.")
+@click.option("--first", default=0, show_default=True, type=SEED, help="Seed of the first split.")
 @click.option(
     "--row", "rows", multiple=True, type=click.Choice(["teacher", *ROWS]), default=("teacher", *ROWS),
     metavar="ROW", help=f"Train only these. Repeats. Default: all of teacher, {', '.join(ROWS)}.",
@@ -113,7 +113,7 @@ def splits(
     }
     for name, config in configs.items():
         _check_row(name, config)
-    check(next(iter(configs.values())))
+    check(next(iter(configs.values())), out)
     with threads(1):
         found = _gather(configs, range(first, first + splits), out)
     _write(found, out, next(iter(configs.values())))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from compress.config import Config
+from compress.config import Config, as_dict
 from compress.data import TRAIN, load_parts
 from compress.run import Run, cores, file_state, load_features, save_features, threads
 from compress.tune import TUNED_FILE, tune
@@ -32,8 +32,12 @@ _CHUNK = 512
 
 
 def settings(config: Config) -> Any:
-    files = weight_files(config.teacher.name, config.teacher.weights)
-    return [config.teacher, config.seed, config.device, torch.__version__, [file_state(str(file)) for file in files]]
+    teacher, folds = as_dict(config.teacher), [config.evaluate.folds]
+    if config.teacher.finetune.method == "none":
+        # Nor does it matter how it would be fine-tuned, and what that would be measured by.
+        teacher, folds = {key: teacher[key] for key in ("name", "weights", "mirror", "views")}, []
+    files = [file_state(str(file)) for file in weight_files(config.teacher.name, config.teacher.weights)]
+    return [teacher, folds, config.seed, config.device, torch.__version__, files]
 
 
 def run(run: Run) -> dict[str, Any]:

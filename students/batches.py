@@ -19,7 +19,8 @@ from faces.errors import UserError
 class Recipe:
     """How a student is trained. samples: degraded faces seen in all (steps x batch); class_loss: one of
     `students.heads.CLASS_LOSSES`; sizes: input sizes in px, one of which is drawn for each step; none = the student's
-    own."""
+    own; average: the student is the mean of its weights after each step, each weighing `average` times what the next
+    one does; 0 = those of the last step."""
 
     samples: int = 500_000
     batch: int = 256

@@ -8,12 +8,14 @@ import copy
 import math
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from faces.dataset import Progress
 from faces.distributed import gather, global_batch_norm, rank, world_size
@@ -66,9 +68,7 @@ def train_student(
     embed = DistributedDataParallel(working) if world_size() > 1 else working
     both = nn.ModuleList([working, heads])
     optimiser, schedule = create_optimiser(working, heads, recipe)
-    smooth = torch.optim.swa_utils.AveragedModel(
-        working, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average), use_buffers=True
-    )
+    smooth = AveragedModel(working, multi_avg_fn=_exponential(recipe.average), use_buffers=True)
     parts = {"both": both, "optimiser": optimiser, "schedule": schedule, "smooth": smooth}
     key = fingerprint([asdict(recipe), seed, examples.crops.shape, examples.margin, classes, width])
     start, curve = _restore(parts, checkpoint, key)
@@ -108,6 +108,17 @@ def train_student(
     student.load_state_dict((smooth.module if recipe.average else working).state_dict())
     student.eval()
     return curve
+
+
+def _exponential(decay: float) -> Callable[..., None]:
+    """Makes the average the mean of the steps so far, each weighing `decay` times what the next one does: without the
+    correction, which is Adam's, the first step would keep decay^n of the whole."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = int(count)
+        get_ema_multi_avg_fn(decay * (1 - decay**n) / (1 - decay ** (n + 1)))(averaged, current, count)
+
+    return update
 
 
 def _losses(

@@ -48,13 +48,15 @@ def finetune_teacher(
     fabric: "Fabric",
     *,
     base: str | Path | None,
+    base_seed: int = 0,
     progress: Callable[[int, str], None] | None = None,
     check: Check | None = None,
     **options: Any,
 ) -> list[Row]:
     """Fine-tune in place and write FOLDER/teacher.safetensors and finetune.csv; returns the curve.
 
-    base: what the teacher's weights came from, for whoever loads the file. The rest is as in `teachers.loop`.
+    base, base_seed: what the teacher's weights came from, for whoever loads the file. The rest is as in
+    `teachers.loop`.
     """
     if not teacher.trainable:
         raise UserError(f"{teacher.name} is frozen and cannot be fine-tuned: give another --teacher")
@@ -64,7 +66,7 @@ def finetune_teacher(
         teacher.alpha = prepare_alpha(teacher, faces, how, seed, folder, fabric)
     curve = finetune(teacher, faces, how, seed, fabric, folder, progress=progress, check=check, **options)
     if rank() == 0:
-        save_tuned(folder / TUNED, teacher, how, base)
+        save_tuned(folder / TUNED, teacher, how, base, base_seed)
         write_curve(folder / CURVE, curve)
     fabric.barrier()
     return curve
@@ -136,6 +138,10 @@ def main(
     killed continues with the same command to the same weights. Settings and their meaning: teachers/settings.py.
     """
     how = finetune_settings(method, **parse_settings(settings))
+    if pairs is not None and not checks:
+        raise UserError("--pairs are measured on, and --checks 0 measures nothing: leave one of them out")
+    if pairs is not None and not Path(pairs).is_file():
+        raise UserError(f"no file {pairs} (--pairs)")
     teacher = create_single(name, weights, seed=seed)
     if isinstance(teacher.backbone, Bootstrap) and not teacher.backbone.fitted:
         raise UserError(f"no trained weights for {name}: give --teacher-weights FILE or hub")
@@ -171,7 +177,7 @@ def main(
             measured_on = fingerprint([test.state(), *(part.tolist() for part in (chosen.a, chosen.b, chosen.fold))])
         advance = held.enter_context(progress_bar(console, how.steps))
         curve = finetune_teacher(
-            teacher, public, how, seed, out, fabric, base=weights, progress=advance,
+            teacher, public, how, seed, out, fabric, base=weights, base_seed=seed, progress=advance,
             check=check, checks=checks, measured_on=measured_on,
         )  # fmt: skip
     if rank() == 0:

@@ -282,7 +282,7 @@ def create_single(name: str, weights: str | Path | None = None, seed: int = 0) -
     if weights not in (None, "hub", "random") and (notes := tuned_notes(str(weights))):
         # A whole fine-tuned backbone overwrites what it starts from; adapters belong to their own frozen weights.
         whole = notes["base_sha256"] is None and spec.default != "bootstrap"
-        start = create_single(name, "random" if whole else notes["base"])
+        start = create_single(name, "random" if whole else notes["base"], notes.get("base_seed", 0))
         start.source = (notes["base"] or "its default weights") if whole else start.source
         start.licence = notes["licence"]
         return apply_tuned(start, str(weights))

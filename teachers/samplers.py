@@ -1,14 +1,17 @@
 """Which faces a step sees: pure functions of (labels, seed, epoch), so that every process and every resumed run
 draws the same batches."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from faces.errors import UserError
 from faces.partition import epoch_order, global_batches
 
-Epoch = list[NDArray[np.int64]]
-"""Batches of face indices, in order."""
+Epoch = Iterator[NDArray[np.int64]]
+"""Batches of face indices, in order, each drawn when it is asked for."""
 
 
 def shuffled(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
@@ -16,7 +19,7 @@ def shuffled(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Ep
     known = np.flatnonzero(labels >= 0)
     if len(known) < batch:
         raise UserError(f"a batch of {batch} needs as many labelled faces; there are {len(known)}: lower the batch")
-    return list(global_batches(known[epoch_order(len(known), seed, epoch)], batch))
+    return iter(global_batches(known[epoch_order(len(known), seed, epoch)], batch))
 
 
 def two_per_identity(labels: NDArray[np.int64], batch: int, seed: int, epoch: int) -> Epoch:
@@ -29,22 +32,22 @@ def two_per_identity(labels: NDArray[np.int64], batch: int, seed: int, epoch: in
     if batch % 2:
         raise UserError(f"a batch of pairs must be even, not {batch}")
     rng = np.random.default_rng([seed, 12, epoch])
-    people = np.unique(labels[labels >= 0])
-    images = [rng.permutation(np.flatnonzero(labels == person)) for person in people]
+    order = np.argsort(labels, kind="stable")
+    _, first = np.unique(labels[order], return_index=True)
+    people = [faces for faces in np.split(order, first[1:]) if labels[faces[0]] >= 0]
+    images = [rng.permutation(faces) for faces in people]
     left = np.array([len(some) for some in images])
     used = np.zeros(len(people), np.int64)
     if (left >= 2).sum() < batch // 2:
         raise UserError(
             f"{(left >= 2).sum()} people have two or more faces; a batch of {batch} needs {batch // 2}: lower the batch"
         )
-    batches: Epoch = []
     while (left >= 2).sum() >= batch // 2:
         weight = np.where(left >= 2, left, 0)
         chosen = rng.choice(len(people), batch // 2, replace=False, p=weight / weight.sum())
-        batches.append(np.concatenate([images[person][used[person] : used[person] + 2] for person in chosen]))
+        yield np.concatenate([images[person][used[person] : used[person] + 2] for person in chosen])
         used[chosen] += 2
         left[chosen] -= 2
-    return batches
 
 
 SAMPLERS = {"shuffled": shuffled, "pairs": two_per_identity}
@@ -64,22 +67,23 @@ class Stream:
                 f"{unlabelled} unlabelled faces a step were asked for and the data have {len(self._unknown)}: give "
                 "faces without identity too, or set unlabelled=0"
             )
-        self._starts, self._epoch, self._batches = [0], -1, Epoch()
+        self._batches = self._from_the_first()
+        self._next = 0
 
     def at(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(face indices, the epoch of each). Steps are asked for in rising order, or from anywhere after a resume."""
-        epoch = next((i for i in range(len(self._starts) - 1) if step < self._starts[i + 1]), len(self._starts) - 1)
-        while True:
-            if epoch != self._epoch:
-                self._epoch, self._batches = epoch, self._draw(*self._arguments, epoch)
-                if epoch + 1 == len(self._starts):
-                    self._starts.append(self._starts[-1] + len(self._batches))
-            if step < self._starts[epoch + 1]:
-                known = self._batches[step - self._starts[epoch]]
-                nobody, their_epoch = self._nobody(step)
-                epochs = np.repeat([epoch, their_epoch], [len(known), len(nobody)])
-                return np.concatenate([known, nobody]), epochs
-            epoch += 1
+        """(face indices, the epoch of each). Quick in rising order; else the batches before it are drawn again."""
+        if step < self._next:
+            self._batches, self._next = self._from_the_first(), 0
+        epoch, known = next(itertools.islice(self._batches, step - self._next, None))
+        self._next = step + 1
+        nobody, their_epoch = self._nobody(step)
+        epochs = np.repeat([epoch, their_epoch], [len(known), len(nobody)])
+        return np.concatenate([known, nobody]), epochs
+
+    def _from_the_first(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        for epoch in itertools.count():
+            for batch in self._draw(*self._arguments, epoch):
+                yield epoch, batch
 
     def _nobody(self, step: int) -> tuple[NDArray[np.int64], int]:
         if not self._unlabelled:

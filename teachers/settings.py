@@ -154,6 +154,11 @@ def check_settings(how: Finetune) -> None:
         raise UserError("train_batch_norm: adapters go with frozen weights, whose statistics must stay as they are")
     if how.method == "octuplet" and how.batch < 4:
         raise UserError("batch: octuplet compares two images each of two people at least: 4 or more")
+    if how.method == "octuplet" and how.copies > len(set(how.sizes)):
+        raise UserError(
+            f"copies: {how.copies} copies of a face, each of another size, and sizes names {len(set(how.sizes))}: set "
+            f"copies={len(set(how.sizes))}, or give more sizes"
+        )
     if how.unlabelled and how.method != "octuplet":
         raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
     if how.unlabelled and not (how.singles or how.anchor or how.relational):

@@ -33,8 +33,11 @@ _FORMAT = "bridgeface-teacher-1"
 _BACKBONE, _ALPHA, _CENTRE = "backbone.", "alpha.", "centre"
 
 
-def save_tuned(path: str | Path, teacher: "Teacher", how: Finetune, base: str | Path | None) -> None:
-    """Write what fine-tuning changed. base: what `create_teacher` got as the weights before it (None: the default).
+def save_tuned(
+    path: str | Path, teacher: "Teacher", how: Finetune, base: str | Path | None, base_seed: int = 0
+) -> None:
+    """Write what fine-tuning changed. base: what `create_teacher` got as the weights before it (None: the default),
+    and base_seed as their seed, where they are random.
 
     The teacher lies on one process, in evaluation mode, with its adapters attached.
     """
@@ -51,6 +54,7 @@ def save_tuned(path: str | Path, teacher: "Teacher", how: Finetune, base: str | 
         "settings": asdict(how),
         "metric": teacher.metric,
         "base": base if base in (None, "hub", "random") else str(Path(base).resolve()),
+        "base_seed": base_seed,
         "base_sha256": digest(frozen) if adapted else None,
         "licence": teacher.licence,
     }

@@ -87,7 +87,8 @@ def test_presets_are_not_changed_by_what_is_merged_into_them():
     ],
 )
 def test_a_setting_is_read_as_what_it_is(setting, read):
-    assert read(load(setting))
+    # Settings of a fine-tuning need one, if only none.
+    assert read(load(setting, "teacher.finetune.method=none"))
 
 
 def test_a_table_in_a_setting_is_merged_not_put_in_place():
@@ -214,8 +215,24 @@ def test_a_wrong_value_is_the_users_mistake(setting):
 def test_settings_that_do_not_go_together_are_refused(preset):
     with pytest.raises(UserError, match="unlabelled: octuplet alone"):
         load("teacher.finetune.unlabelled=1", preset=preset, options={"teacher.finetune.method": "full"})
+    for value in (5, ["a"]):
+        with pytest.raises(UserError, match=r"teacher\.weights.* should be a valid string"):
+            load(preset=preset, options={"teacher.weights": value})
     with pytest.raises(UserError, match="should be a valid string"):  # a method by the name's sound needs a name
         load("teacher.name=[1]", preset=preset)
+
+
+def test_how_to_fine_tune_needs_a_fine_tuning():
+    with pytest.raises(UserError, match=r"teacher\.finetune\.steps changes nothing without a fine-tuning"):
+        load("teacher.finetune.steps=5")
+    # Who says none may keep the settings of the others in a file.
+    assert load("teacher.finetune.steps=5", options={"teacher.finetune.method": "none"}).teacher.finetune.steps == 5
+    assert load("teacher.finetune.steps=5", options={"teacher.finetune.method": "full"}).teacher.finetune.steps == 5
+
+
+def test_copies_of_a_face_each_have_a_size_of_their_own():
+    with pytest.raises(UserError, match="3 copies of a face, each of another size, and sizes names 1: set copies=1"):
+        load("teacher.finetune.sizes=[7, 7]", options={"teacher.finetune.method": "octuplet"})
 
 
 def test_a_wrong_value_is_told_with_its_key_and_value():

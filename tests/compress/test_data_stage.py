@@ -10,14 +10,16 @@ from compress.run import Run
 from faces.errors import UserError
 
 
-def people(root, names, seed):
-    """Six images of 112 px for each name; the same seed gives the same images."""
+def people(root, names, seed, corner=0):
+    """Six images of 112 px for each name; the same seed gives the same images, but for what is added in a corner."""
     rng = np.random.default_rng(seed)
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(6):
             coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
-            cv2.imwrite(str(root / name / f"{i}.png"), cv2.resize(coarse, (112, 112)))
+            image = cv2.resize(coarse, (112, 112))
+            image[0, 0] ^= corner
+            cv2.imwrite(str(root / name / f"{i}.png"), image)
 
 
 def stage(tmp_path, *specs, **options):
@@ -28,7 +30,7 @@ def stage(tmp_path, *specs, **options):
 
 def test_an_image_under_two_names_is_not_on_both_sides(tmp_path):
     people(tmp_path / "a", "pqrst", seed=1)
-    people(tmp_path / "b", "uvwxy", seed=1)
+    people(tmp_path / "b", "uvwxy", seed=1, corner=1)
     facts, train, test = stage(tmp_path, tmp_path / "a", tmp_path / "b")
     twins = {tuple(image.ravel()[::997]) for image in train.images} & {
         tuple(image.ravel()[::997]) for image in test.images
@@ -111,9 +113,26 @@ def test_a_folder_named_like_a_users_home_is_watched(tmp_path, monkeypatch):
     assert data.settings(config) != first
 
 
+def test_a_photo_of_two_parts_is_taken_once(tmp_path):
+    people(tmp_path / "a", "pqrst", seed=1)
+    people(tmp_path / "b", "uvwxy", seed=1)
+    facts, train, test = stage(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert len(train) + len(test) == 30
+    assert facts["skipped"] == {"exact duplicate": 30}
+
+
+def test_one_face_is_nothing_to_learn_from(tmp_path):
+    people(tmp_path / "val", "pqrst", seed=1)
+    people(tmp_path / "a", "x", seed=2)
+    for i in range(1, 6):
+        (tmp_path / f"a/x/{i}.png").unlink()
+    with pytest.raises(UserError, match="one face to learn from is too few"):
+        stage(tmp_path, tmp_path / "a", **{"data.val": str(tmp_path / "val")})
+
+
 def test_a_set_of_copies_is_refused(tmp_path):
-    for name in "pqrstu":
-        people(tmp_path / f"part-{name}", [name], seed=1)
+    for i, name in enumerate("pqrstu"):
+        people(tmp_path / f"part-{name}", [name], seed=1, corner=i)
     with pytest.raises(UserError, match=r"24 of 24 training faces.*leaves 0 people.*allow_leaks"):
         stage(tmp_path, *sorted(tmp_path.glob("part-*")))
 

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from compress.pipeline import STAGES
 from faces.errors import UserError
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher
+
+OUT = Path("runs/none")
 
 
 def names(wanted):
@@ -28,9 +31,20 @@ def test_no_stage_or_an_unknown_one_is_the_users_mistake(wanted):
         plan.choose(STAGES, wanted)
 
 
+def test_a_run_among_the_faces_is_refused(tmp_path):
+    (tmp_path / "faces/p").mkdir(parents=True)
+    for key, given in (("data.public", [str(tmp_path / "faces")]), ("data.val", str(tmp_path / "faces"))):
+        config = load_config("quick", None, {"teacher.name": "dlib_resnet", key: given}, [])
+        for out in ("faces", "faces/p/../run"):
+            with pytest.raises(UserError, match=r"--out .* lies in the faces' folder .*faces: choose one outside it"):
+                plan.check(config, tmp_path / out)
+    (tmp_path / "faces/p/0.png").write_bytes(b"a face")
+    plan.check(config, tmp_path / "faces of mine")
+
+
 def test_a_good_configuration_passes():
-    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []))
-    plan.check(load_config("quick", None, {"teacher.name": "swin_b", "distill.student": "tiny96"}, []))
+    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []), OUT)
+    plan.check(load_config("quick", None, {"teacher.name": "swin_b", "distill.student": "tiny96"}, []), OUT)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +64,13 @@ def test_a_good_configuration_passes():
 def test_what_can_be_known_to_be_wrong_is_said_before_any_work(setting, words):
     config = load_config("quick", None, {}, setting.split())
     with pytest.raises(UserError, match=words):
-        plan.check(config)
+        plan.check(config, OUT)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_any_work(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="256 faces cannot be shared by 3"):
-        plan.check(load_config("quick", None, {}, ["distill.batch=256"]))
+        plan.check(load_config("quick", None, {}, ["distill.batch=256"]), OUT)
 
 
 def test_fresh_forgets_nothing_that_no_stage_makes_again():
@@ -83,9 +97,11 @@ def test_a_teacher_that_cannot_be_fine_tuned_is_refused_before_any_work(monkeypa
     teacher = create_teacher("dlib_resnet")
     teacher.trainable = False
     monkeypatch.setattr(plan, "create_teacher", lambda *_: Ensemble([teacher]) if ensemble else teacher)
-    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []))
+    plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []), OUT)
     with pytest.raises(UserError, match=words):
-        plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet", "teacher.finetune.method": "full"}, []))
+        plan.check(
+            load_config("quick", None, {"teacher.name": "dlib_resnet", "teacher.finetune.method": "full"}, []), OUT
+        )
 
 
 def test_expected_times_grow_with_the_work():
@@ -176,10 +192,10 @@ def test_fixed_versions_and_the_store_of_crops_take_room():
 
 def test_an_optimiser_without_its_package_is_refused_before_any_work(monkeypatch):
     config = load_config("quick", None, {"teacher.name": "dlib_resnet"}, ["distill.optimiser=muon"])
-    plan.check(config)
+    plan.check(config, OUT)
     monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(UserError, match=r"bridgeface\[timm\]"):
-        plan.check(config)
+        plan.check(config, OUT)
 
 
 def test_bfloat16_is_noted_where_it_is_slow_alone(monkeypatch):

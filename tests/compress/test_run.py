@@ -292,6 +292,14 @@ def test_fresh_forgets_results_and_work_but_not_the_users_files(chain, folder):
     }  # fmt: skip
 
 
+def test_fresh_forgets_also_where_the_note_of_the_start_was_deleted(folder):
+    (folder / "stages").mkdir(parents=True)
+    (folder / "stages/data.json").write_text("{}")
+    with Run.open(folder, CONFIG, quiet=True, fresh=True):
+        pass
+    assert not list((folder / "stages").iterdir())
+
+
 def test_fresh_in_a_folder_that_no_run_wrote_deletes_nothing(folder):
     (folder / "work").mkdir(parents=True)
     (folder / "work" / "thesis.tex").write_text("years")

@@ -49,6 +49,18 @@ class Sides:
         return np.stack([part.mean((1, 2, 3)) for part in parts], axis=1)
 
 
+def test_what_changes_the_stages_key():
+    def key(*settings, method="none"):
+        return str(teach.settings(load_config("quick", None, {"teacher.finetune.method": method}, settings)))
+
+    # How a teacher would be fine-tuned that is not, and what that would be measured by, changes nothing.
+    for setting in ("teacher.finetune.steps=7", "teacher.checks=3", "teacher.check_pairs=30", "evaluate.folds=2"):
+        assert key(setting) == key()
+        assert key(setting, method="full") != key(method="full")
+    for setting in ("teacher.mirror=true", "teacher.views=20", "teacher.name=dlib_resnet", "seed=1"):
+        assert key(setting) != key()
+
+
 def test_a_mirrored_face_is_the_mirror_image_of_the_face():
     faces = noise(4)
     other = mirrored(faces)

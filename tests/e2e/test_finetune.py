@@ -87,6 +87,8 @@ def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
         (["--set", "batch=2"], "batch: octuplet compares two images each of two people"),
         (["--set", "low_px=0.2,7"], "low_px"),
         (["--teacher", "swin_b"], "no trained weights for swin_b"),
+        (["--pairs", "none such.csv"], "no file none such.csv (--pairs)"),
+        (["--pairs", __file__, "--checks", "0"], "--checks 0 measures nothing"),
     ],
 )
 def test_a_users_mistake_is_one_line(people, tmp_path, more, words):

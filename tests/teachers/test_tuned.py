@@ -101,6 +101,15 @@ def test_damaged_files(tmp_path) -> None:
         apply_tuned(small_teacher(), bad)
 
 
+def test_adapters_of_random_weights_find_those_of_their_seed(tmp_path) -> None:
+    teacher = registry.create_single("mobilefacenet", "random", seed=5)
+    kind_of("lora").adapt(teacher.backbone, finetune_settings("lora", rank=1))
+    save_tuned(tmp_path / "t.safetensors", teacher, finetune_settings("lora", rank=1), "random", base_seed=5)
+    again = registry.create_single("mobilefacenet", tmp_path / "t.safetensors")
+    faces = people(1, 2)
+    np.testing.assert_array_equal(again.embed_faces(faces), teacher.eval().embed_faces(faces))
+
+
 def test_create_teacher_takes_a_tuned_file(tmp_path) -> None:
     teacher = registry.create_single("dlib_resnet")
     how = finetune_settings("lora", rank=1)
