@@ -279,8 +279,11 @@ def test_the_start_is_kept_over_resumes_and_not_over_a_fresh_run(chain, folder):
         assert run.started() != "then"
 
 
-def test_fresh_forgets_results_and_work_but_not_the_users_files(chain, folder):
+@pytest.mark.parametrize("lost", [".lock", "run.json"])
+def test_fresh_forgets_results_and_work_but_not_the_users_files(chain, folder, lost):
     chain(folder)
+    (folder / "stages/data.json").write_text("{}")
+    (folder / lost).unlink()
     for name in ("work/targets.npy", "results.json", "report.html", "notes.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
@@ -290,14 +293,6 @@ def test_fresh_forgets_results_and_work_but_not_the_users_files(chain, folder):
     assert {path.name for path in folder.iterdir()} == {
         ".lock", "config.json", "notes.txt", "run.json", "run.log", "stages",
     }  # fmt: skip
-
-
-def test_fresh_forgets_also_where_the_note_of_the_start_was_deleted(folder):
-    (folder / "stages").mkdir(parents=True)
-    (folder / "stages/data.json").write_text("{}")
-    with Run.open(folder, CONFIG, quiet=True, fresh=True):
-        pass
-    assert not list((folder / "stages").iterdir())
 
 
 def test_fresh_in_a_folder_that_no_run_wrote_deletes_nothing(folder):
