@@ -201,3 +201,14 @@ def test_the_pipeline_says_at_once_that_there_is_no_such_set(tmp_path):
     assert done.exit_code == 2
     assert "no face data" in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pipeline_fits_no_head_to_an_earlier_runs_student(people, tmp_path):
+    arguments = ["--teacher", "dlib_resnet", "--data", str(people), "--preset", "quick", "--out", str(tmp_path)]
+    (tmp_path / "stages").mkdir()
+    record = {"fingerprint": "another", "summary": "", "seconds": 1, "files": [], "facts": {}}
+    (tmp_path / "stages/distill.json").write_text(json.dumps(record))
+    done = CliRunner().invoke(pipeline.main, [*arguments, "--stages", "data", "--finetune-head", str(people)])
+    assert done.exit_code == 2
+    assert "--finetune-head needs distill first, with these very settings" in done.output
+    assert not list(tmp_path.glob("head.*"))

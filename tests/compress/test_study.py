@@ -138,8 +138,10 @@ def test_a_mistake_is_one_line(tmp_path, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_split_is_no_study():
-    assert CliRunner().invoke(study.main, ["splits", "--splits", "1"]).exit_code == 2
+@pytest.mark.parametrize("arguments", [["--splits", "1"], ["--first", "1" + 20 * "0"]])
+def test_one_split_is_no_study_and_a_seed_has_32_bits(arguments):
+    done = CliRunner().invoke(study.main, ["splits", *arguments])
+    assert (done.exit_code, f"Invalid value for '{arguments[0]}'" in done.stderr) == (2, True)
 
 
 def test_a_row_of_other_settings_data_or_sources_is_not_reused(tmp_path, monkeypatch):
