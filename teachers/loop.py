@@ -154,6 +154,7 @@ class _Trainer:
         self.measured_on = measured_on
         self.teacher, self.faces, self.how, self.seed, self.fabric = teacher, faces, how, seed, fabric
         self.method = method.to(fabric.device)
+        self.method.autocast = fabric.autocast
         self.precision = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.method.to(self.precision)
         self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
@@ -171,6 +172,12 @@ class _Trainer:
         if self.sample is not None:
             self.method.start(self.sample[0].to(self.precision), self.sample[1])
         self.spread = float("nan") if self.sample is None else spread(self.sample[0])
+        self.layout = torch.preserve_format
+        if fabric._precision.precision == "bf16-mixed" and not is_sharded(fabric):
+            # Convolutions in bfloat16 are up to twice as fast so; in float32 it makes no clear difference.
+            self.layout = torch.channels_last
+            for network in (backbone, self.method):
+                network.to(memory_format=self.layout)
         # FSDP takes the backbone apart: this is where the trained weights are put together again.
         self.plain = copy.deepcopy(backbone).cpu() if is_sharded(fabric) else None
         self.model = fabric.setup_module(Network(backbone))
@@ -249,6 +256,7 @@ class _Trainer:
         if self.plain is not None:
             self.plain.load_state_dict(self.checkpoint.backbone(), strict=False)
             self.teacher.backbone = self.plain
+        self.teacher.backbone.to(memory_format=torch.contiguous_format)
 
     def step(self, step: int, look: Callable[[Tensor], None] | None = None) -> Row:
         """One optimiser step; returns its row of the curve. `look` gets the backbone's gradient."""
@@ -280,7 +288,7 @@ class _Trainer:
 
     def _backward(self, position: int, row: Row) -> None:
         images, draws, labels = self._batch(position)
-        views = [view.to(self.precision) for view in self.method.see(images, draws)]
+        views = [view.to(self.precision, memory_format=self.layout) for view in self.method.see(images, draws)]
         x = torch.cat(views)
         alpha = self.alpha(x) if self.alpha is not None else None
         features = self.model(x, alpha).to(self.precision)

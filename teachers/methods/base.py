@@ -1,6 +1,8 @@
 """What the loop asks of a method."""
 
-from typing import TYPE_CHECKING, ClassVar
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ class Method(nn.Module):
     def __init__(self, how: Finetune) -> None:
         super().__init__()
         self.how = how
+        self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        """Gives an own network of the method's the precision of the one that learns."""
         self.register_buffer("centre", None)
 
     centre: Tensor | None

@@ -75,7 +75,7 @@ class Octuplet(Method):
             )  # fmt: skip
             losses = {name: losses.get(name, 0) + value / len(low) for name, value in terms.items()}
         if self.before is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.autocast():
                 held = gather(self.before.eval()(views[0]).float())
             if how.anchor:
                 losses["anchor"] = how.anchor * _both([(view - held).norm(dim=1).mean() for view in everyone])
