@@ -16,7 +16,7 @@ from faces.degrade import Degradation
 from faces.errors import UserError
 from students.batches import Recipe
 from teachers.registry import default_method
-from teachers.settings import DEFAULTS, Finetune, Listed, Maybe, check_settings
+from teachers.settings import DEFAULTS, Finetune, Listed, Maybe, check_settings, refuse_idle
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Sizes = Annotated[Listed[tuple[Annotated[int, Field(ge=1)], ...]], Field(min_length=1)]
@@ -201,8 +201,10 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
     for key, value in {**top, **options}.items():
         if value is not None:
             _put(own, key, value)
+    said = []
     for setting in settings:
         key, equals, text = setting.partition("=")
+        said.append(key.strip())
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
         _put(own, key.strip(), _parse(text.strip()))
@@ -225,6 +227,9 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
     if how and "method" not in how and config.teacher.finetune.method == "none":
         key = f"teacher.finetune.{next(iter(how))}"
         raise UserError(f"{key} changes nothing without a fine-tuning: give --teacher-method too")
+    # A file may keep the settings of several methods.
+    prefix = "teacher.finetune."
+    refuse_idle(config.teacher.finetune, [key.removeprefix(prefix) for key in said if key.startswith(prefix)])
     return config
 
 

@@ -29,7 +29,7 @@ from teachers.fabric import PRECISIONS, STRATEGIES, create_fabric
 from teachers.loop import Check, Row, check_unadapted, finetune
 from teachers.methods.base import kind_of
 from teachers.registry import PATTERNS, create_single, list_teachers
-from teachers.settings import DEFAULTS, Finetune, finetune_settings
+from teachers.settings import DEFAULTS, Finetune, finetune_settings, refuse_idle
 from teachers.teacher import Teacher
 from teachers.tuned import save_tuned
 
@@ -137,7 +137,9 @@ def main(
     OUT also gets finetune.csv (loss, learning rate, accuracy by resolution), csv/ and tensorboard/. A run that was
     killed continues with the same command to the same weights. Settings and their meaning: teachers/settings.py.
     """
-    how = finetune_settings(method, **parse_settings(settings))
+    given = parse_settings(settings)
+    how = finetune_settings(method, **given)
+    refuse_idle(how, given)
     if pairs is not None and not checks:
         raise UserError("--pairs are measured on, and --checks 0 measures nothing: leave one of them out")
     if pairs is not None and not Path(pairs).is_file():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -131,6 +132,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qgface": {"lr": 2e-5, "weight_decay": 5e-4, "head": "adaface"},
 }
 
+_ALL = "method steps batch accumulate optimiser lr relative weight_decay warmup clip average train_batch_norm "
+_CLASSES = _ALL + "head margin scale head_from "
+_FULL = _CLASSES + "center sample_rate low_share low_px "
+_LORA = _FULL + "rank lora_scale dropout twin single "
+READS = {
+    "full": _FULL,
+    "lora": _LORA,
+    "petalface": _LORA + "quality quality_steps",
+    "octuplet": _ALL + "terms distance normalise triplet_margin sizes copies anchor relational unlabelled singles",
+    "qgface": _CLASSES + "sample_rate augmentation gate partition contrastive contrastive_weight both_views",
+}
+"""What each method reads of `Finetune`."""
+
 
 def finetune_settings(method: str, **changes: Any) -> Finetune:
     """The settings of a method, with changes; UserError on an unknown key or a value out of range."""
@@ -146,6 +160,14 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
         raise UserError(f"{key} = {first['input']!r}: {first['msg'].lower()}{hint}") from None
     check_settings(how)
     return how
+
+
+def refuse_idle(how: Finetune, given: Iterable[str]) -> None:
+    """UserError where a setting that the user has given is none that the method reads, and not what it was anyway."""
+    reads = READS.get(how.method, "").split()
+    for key in given:
+        if reads and key not in reads and getattr(how, key) != getattr(Finetune(), key):
+            raise UserError(f"{key} changes nothing in {how.method}, which reads {', '.join(reads[1:])}")
 
 
 def check_settings(how: Finetune) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from compress.config import PRESETS, Config, as_dict, known_keys, load_config
 from faces.errors import UserError
-from teachers.settings import finetune_settings
+from teachers.settings import READS, Finetune, finetune_settings
 
 
 def load(*settings, preset="quick", file=None, options=None, **top):
@@ -228,6 +228,20 @@ def test_how_to_fine_tune_needs_a_fine_tuning():
     # Who says none may keep the settings of the others in a file.
     assert load("teacher.finetune.steps=5", options={"teacher.finetune.method": "none"}).teacher.finetune.steps == 5
     assert load("teacher.finetune.steps=5", options={"teacher.finetune.method": "full"}).teacher.finetune.steps == 5
+
+
+def test_a_setting_that_the_method_does_not_read_is_refused(tmp_path):
+    octuplet = {"teacher.finetune.method": "octuplet"}
+    with pytest.raises(UserError, match=r"rank changes nothing in octuplet, which reads steps, batch,.* terms,"):
+        load("teacher.finetune.rank=4", options=octuplet)
+    with pytest.raises(UserError, match="quality changes nothing in lora"):
+        load("teacher.finetune.quality=brisque", options={"teacher.finetune.method": "lora"})
+    fields = {field.name for field in dataclasses.fields(Finetune)} - {"method"}
+    assert {name for names in READS.values() for name in names.split()} - {"method"} == fields
+    assert load("teacher.finetune.rank=8", options=octuplet).teacher.finetune.rank == 8  # what it is anyway
+    file = tmp_path / "all.toml"  # where one may keep the settings of several methods
+    file.write_text("[teacher.finetune]\nrank = 4\n")
+    assert load(file=str(file), options=octuplet).teacher.finetune.rank == 4
 
 
 def test_copies_of_a_face_each_have_a_size_of_their_own():

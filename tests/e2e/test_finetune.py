@@ -86,6 +86,7 @@ def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
         (["--teacher-weights", "/nowhere.safetensors"], "no weights file"),
         (["--set", "batch=2"], "batch: octuplet compares two images each of two people"),
         (["--set", "low_px=0.2,7"], "low_px"),
+        (["--set", "rank=4"], "rank changes nothing in octuplet"),
         (["--teacher", "swin_b"], "no trained weights for swin_b"),
         (["--pairs", "none such.csv"], "no file none such.csv (--pairs)"),
         (["--pairs", __file__, "--checks", "0"], "--checks 0 measures nothing"),
