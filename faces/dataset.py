@@ -69,13 +69,16 @@ class Faces:
         return np.flatnonzero(self.identities >= 0)
 
     def state(self) -> str:
-        """Changes with the keys, people and landmarks, not with the images: the name of what is kept of the faces."""
+        """Changes with the keys, people and landmarks, and with the photos where these are known: the name of what is
+        kept of the faces."""
         digest = hashlib.sha256()
         for words in (self.keys, self.names):
             # The name of a file need not be UTF-8.
             digest.update("\0".join((*words, "")).encode(errors="surrogatepass") + b"\1")
         for values in (self.identities, self.landmarks):
             digest.update(np.ascontiguousarray(values).tobytes())
+        if self.photos is not None:
+            digest.update(self.photos.tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Faces":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from faces import quality
@@ -97,9 +98,10 @@ def alpha_notes(alpha: Alpha) -> dict[str, Any]:
 
 
 def alpha_state(alpha: Alpha) -> dict[str, Tensor]:
-    """The tensors of an alpha; of a pyiqa metric its map alone, as its weights are pyiqa's."""
+    """The tensors of an alpha, its counters at zero; of a pyiqa metric its map alone, as its weights are pyiqa's."""
     own = isinstance(alpha.quality.scorer, CNNIQA)
-    return {name: value for name, value in alpha.state_dict().items() if own or "scorer." not in name}
+    state = {name: value for name, value in alpha.state_dict().items() if own or "scorer." not in name}
+    return state | {name: torch.zeros_like(state[name]) for name in ("seen", "clamped")}
 
 
 def alpha_from(notes: dict[str, Any], state: dict[str, Tensor], path: str | Path) -> Alpha:

@@ -71,7 +71,7 @@ class Checkpoint:
             found = json.loads(pointer.read_text())
             key, processes, state = found["key"], found["world_size"], self.folder / found["state"]
             if key != self.key:
-                raise ValueError("its settings, seed, teacher or faces differ")
+                raise ValueError("its settings, precision, seed, teacher, quality score or faces differ")
             if processes != world_size():
                 raise ValueError(f"it was written by {processes} processes, these are {world_size()}")
             self.fabric.load(state / "model.ckpt", dict(shared), strict=False, weights_only=True)

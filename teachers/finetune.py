@@ -140,8 +140,9 @@ def main(
     given = parse_settings(settings)
     how = finetune_settings(method, **given)
     refuse_idle(how, given)
-    if pairs is not None and not checks:
-        raise UserError("--pairs are measured on, and --checks 0 measures nothing: leave one of them out")
+    for option, given_one in (("--pairs", pairs), ("--val", val)):
+        if given_one is not None and not checks:
+            raise UserError(f"{option} is measured on, and --checks 0 measures nothing: leave one of them out")
     if pairs is not None and not Path(pairs).is_file():
         raise UserError(f"no file {pairs} (--pairs)")
     teacher = create_single(name, weights, seed=seed)

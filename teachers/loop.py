@@ -159,7 +159,10 @@ class _Trainer:
         self.method.to(self.precision)
         self.alpha = teacher.alpha.to(fabric.device) if method.needs_alpha and teacher.alpha is not None else None
         start = digest(teacher.backbone.state_dict())
-        key = fingerprint([asdict(how), seed, faces.state(), teacher.name, teacher.source, start])
+        made = [asdict(how), seed, faces.state(), teacher.name, teacher.source, start, fabric._precision.precision]
+        if self.alpha is not None:
+            made.append(digest(self.alpha.state_dict()))
+        key = fingerprint(made)
         adapted = any(lora.is_adapter(name) for name, _ in teacher.backbone.named_parameters())
         self.checkpoint = Checkpoint(folder, key, fabric, lora.is_adapter if adapted else lambda _: True)
         self.curve: list[Row] = []

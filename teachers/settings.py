@@ -181,6 +181,12 @@ def check_settings(how: Finetune) -> None:
             f"copies: {how.copies} copies of a face, each of another size, and sizes names {len(set(how.sizes))}: set "
             f"copies={len(set(how.sizes))}, or give more sizes"
         )
+    turns = [how.sizes[i:] + how.sizes[:i] for i in range(len(how.sizes))]
+    if how.method == "octuplet" and any(len(set(turn[: how.copies])) < how.copies for turn in turns):
+        raise UserError(
+            f"sizes: the {how.copies} copies of a face take sizes that follow each other, the first after the last, "
+            f"and two of {', '.join(map(str, how.sizes))} would be equal: put them in another order"
+        )
     if how.unlabelled and how.method != "octuplet":
         raise UserError("unlabelled: octuplet alone learns from faces of nobody known")
     if how.unlabelled and not (how.singles or how.anchor or how.relational):

@@ -11,6 +11,9 @@ import numpy as np
 from faces import align
 from faces.errors import UserError
 
+# What it warns of is a file that is counted as unreadable: a line each would drown the count.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
 COLOURS = ("rgb", "bgr")
 
 _CLEARLY_BLUE = -5.0

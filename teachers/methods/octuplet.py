@@ -24,7 +24,8 @@ CROWD = 4096
 class Octuplet(Method):
     """Knoche et al. 2023: two images of each person and their copies at 7, 14 or 28 px, mixed in a batch.
 
-    Both copies share flip, brightness and saturation (section 4.2). `anchor` adds a term of ours, which the paper
+    Both copies share flip, brightness and saturation (section 4.2), and contrast, which the paper leaves as it is, all
+    by up to a fifth. `anchor` adds a term of ours, which the paper
     leaves out: the distance of either copy's feature from the one that the teacher, as it was, gives the full-size
     face. It holds the features where they were, so that far larger steps do not collapse them. `relational`, ours
     too, asks less: that either feature lies among those of other faces where that one lay. Neither needs an identity:

@@ -90,6 +90,8 @@ def test_a_command_writes_a_teacher_that_the_registry_takes(people, tmp_path):
         (["--teacher", "swin_b"], "no trained weights for swin_b"),
         (["--pairs", "none such.csv"], "no file none such.csv (--pairs)"),
         (["--pairs", __file__, "--checks", "0"], "--checks 0 measures nothing"),
+        (["--val", "orl", "--checks", "0"], "--val is measured on, and --checks 0 measures nothing"),
+        (["--set", "sizes=7,7,14", "--set", "copies=2"], "two of 7, 7, 14 would be equal"),
     ],
 )
 def test_a_users_mistake_is_one_line(people, tmp_path, more, words):

@@ -185,7 +185,8 @@ def test_the_state_changes_with_keys_people_and_landmarks(noise_faces):
         replace(faces, identities=np.array([0, 1, 0, 1])),
         replace(faces, landmarks=faces.landmarks + 0.5),
     ]
-    assert len({one.state() for one in (faces, *others)}) == 7
+    photos = [replace(faces, photos=np.full((4, 16), i, np.uint8)) for i in range(2)]
+    assert len({one.state() for one in (faces, *others, *photos)}) == 9
     assert replace(faces, source="elsewhere").state() == faces.state()
 
 
