@@ -3,6 +3,7 @@
 import fcntl
 from pathlib import Path
 
+import export
 from android_demo.pins import HERE
 from export import sidecar
 from faces.errors import UserError
@@ -19,8 +20,9 @@ def artifact(folder: Path | None, precision: str) -> Path:
         # It takes seconds to import, and a run's student does not need it.
         from students.registry import zoo_file
 
-        # Named by the weights: an export of the student that the package had before is not this one's.
-        file = HERE / "build" / "student" / fingerprint(ZOO, [zoo_file(ZOO)]) / name
+        # Named by the weights and by the code: an export of the student that the package had before is not this one's.
+        made = [zoo_file(ZOO), *sorted(Path(export.__file__).parent.rglob("*.py"))]
+        file = HERE / "build" / "student" / fingerprint(ZOO, made) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / ".lock").open("w") as handle:
             # Another process may be exporting it: its files are this one's too.

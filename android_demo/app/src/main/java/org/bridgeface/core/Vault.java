@@ -1,6 +1,7 @@
 package org.bridgeface.core;
 
 import java.security.GeneralSecurityException;
+import java.security.ProviderException;
 import java.util.Arrays;
 import javax.crypto.Cipher;
 import javax.crypto.SecretKey;
@@ -28,7 +29,7 @@ public final class Vault {
             System.arraycopy(nonce, 0, out, 2, nonce.length);
             System.arraycopy(closed, 0, out, 2 + nonce.length, closed.length);
             return out;
-        } catch (GeneralSecurityException problem) {
+        } catch (GeneralSecurityException | ProviderException problem) {
             throw new DemoException("The phone's key store refused to encrypt; nothing was saved.", problem);
         }
     }
@@ -44,7 +45,7 @@ public final class Vault {
             cipher.init(Cipher.DECRYPT_MODE, key, new GCMParameterSpec(TAG_BITS, drawn));
             cipher.updateAAD(new byte[] {VERSION});
             return cipher.doFinal(sealed, 2 + nonce, sealed.length - 2 - nonce);
-        } catch (GeneralSecurityException problem) {
+        } catch (GeneralSecurityException | ProviderException problem) {
             throw new DemoException(
                     "The enrolled people cannot be decrypted (the file or the phone's key changed); delete all of them "
                             + "and enrol again.",

@@ -60,8 +60,10 @@ final class Brain implements Closeable {
     String answer(Request request, Look look) throws DemoException {
         Sidecar model = models.embedder.sidecar;
         if (request.kind == Request.Kind.ENROL) {
-            people.enrol(request.name, look.embedding);
-            store.save(people);
+            People more = copy();
+            more.enrol(request.name, look.embedding);
+            store.save(more);
+            people = more;
             return context.getString(
                     R.string.enrolled, request.name, people.faces(request.name), People.MOST_OF_ONE);
         }
@@ -87,9 +89,16 @@ final class Brain implements Closeable {
             store.deleteAll();
             people = models == null ? null : new People(models.embedder.sidecar);
         } else {
-            people.delete(name);
-            store.save(people);
+            People fewer = copy();
+            fewer.delete(name);
+            store.save(fewer);
+            people = fewer;
         }
+    }
+
+    /** What is changed and saved before it counts: a save that fails leaves everyone as they were. */
+    private People copy() throws DemoException {
+        return People.read(people.write(), models.embedder.sidecar);
     }
 
     /** Null where no network is open. */

@@ -8,11 +8,14 @@ import android.hardware.camera2.CameraCharacteristics;
 import android.hardware.camera2.CameraDevice;
 import android.hardware.camera2.CameraManager;
 import android.hardware.camera2.CaptureRequest;
+import android.hardware.camera2.params.StreamConfigurationMap;
 import android.media.Image;
 import android.media.ImageReader;
 import android.os.Handler;
 import android.util.Log;
 import android.util.Size;
+import android.view.Display;
+import android.view.Surface;
 import java.util.Collections;
 import org.bridgeface.core.Frames;
 import org.bridgeface.core.Rgb;
@@ -24,7 +27,7 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
         void onFrame(Rgb frame, boolean front);
 
         /** On the background thread: the camera is gone, or never came. */
-        void onLost(String why);
+        void onLost(CameraFeed feed, String why);
     }
 
     private static final String TAG = "FaceDemo";
@@ -38,7 +41,8 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
     private ImageReader reader;
     private boolean front;
     private boolean closed;
-    private int turn;
+    private Display display;
+    private int sensor;
 
     CameraFeed(Context context, Handler background, Listener listener) {
         manager = (CameraManager) context.getSystemService(Context.CAMERA_SERVICE);
@@ -55,8 +59,9 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
         }
     }
 
-    /** display: degrees the screen is turned by. The permission must have been given. */
-    void open(boolean wantFront, int display) {
+    /** shown: whose rotation each frame follows, as half a turn of the phone is told to nobody. The permission is given. */
+    void open(boolean wantFront, Display shown) {
+        display = shown;
         try {
             String chosen = null;
             for (String id : manager.getCameraIdList()) {
@@ -68,19 +73,19 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
                 }
             }
             if (chosen == null) {
-                listener.onLost("there is no camera");
+                listener.onLost(CameraFeed.this, "there is no camera");
                 return;
             }
             CameraCharacteristics about = manager.getCameraCharacteristics(chosen);
-            Integer sensor = about.get(CameraCharacteristics.SENSOR_ORIENTATION);
-            turn = Frames.turn(sensor == null ? 0 : sensor, display, front);
+            Integer orientation = about.get(CameraCharacteristics.SENSOR_ORIENTATION);
+            sensor = orientation == null ? 0 : orientation;
             Size size = size(about);
             reader = ImageReader.newInstance(size.getWidth(), size.getHeight(), ImageFormat.YUV_420_888, 2);
             reader.setOnImageAvailableListener(this, background);
             manager.openCamera(chosen, this, background);
         } catch (CameraAccessException | SecurityException | IllegalArgumentException problem) {
             Log.w(TAG, "the camera cannot be opened", problem);
-            listener.onLost(String.valueOf(problem.getMessage()));
+            listener.onLost(CameraFeed.this, String.valueOf(problem.getMessage()));
         }
     }
 
@@ -88,8 +93,12 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
     private static Size size(CameraCharacteristics about) {
         Size best = new Size(WIDTH, HEIGHT);
         int least = Integer.MAX_VALUE;
-        for (Size one : about.get(CameraCharacteristics.SCALER_STREAM_CONFIGURATION_MAP)
-                .getOutputSizes(ImageFormat.YUV_420_888)) {
+        StreamConfigurationMap offers = about.get(CameraCharacteristics.SCALER_STREAM_CONFIGURATION_MAP);
+        Size[] sizes = offers == null ? null : offers.getOutputSizes(ImageFormat.YUV_420_888);
+        if (sizes == null) {
+            throw new IllegalArgumentException("it gives depth only");
+        }
+        for (Size one : sizes) {
             int off = Math.abs(one.getWidth() - WIDTH) + Math.abs(one.getHeight() - HEIGHT);
             if (off < least) {
                 least = off;
@@ -119,13 +128,13 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
 
                         @Override
                         public void onConfigureFailed(CameraCaptureSession session) {
-                            listener.onLost("the camera refused its settings");
+                            listener.onLost(CameraFeed.this, "the camera refused its settings");
                         }
                     },
                     background);
         } catch (CameraAccessException | IllegalStateException problem) {
             Log.w(TAG, "no session with the camera", problem);
-            listener.onLost(String.valueOf(problem.getMessage()));
+            listener.onLost(CameraFeed.this, String.valueOf(problem.getMessage()));
         }
     }
 
@@ -137,20 +146,22 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
             session.setRepeatingRequest(request, null, background);
         } catch (CameraAccessException | IllegalStateException problem) {
             Log.w(TAG, "the camera does not start", problem);
-            listener.onLost(String.valueOf(problem.getMessage()));
+            listener.onLost(CameraFeed.this, String.valueOf(problem.getMessage()));
         }
     }
 
     @Override
     public void onDisconnected(CameraDevice gone) {
+        gone.close();
         close();
-        listener.onLost("another app took it");
+        listener.onLost(this, "another app took it");
     }
 
     @Override
     public void onError(CameraDevice broken, int error) {
+        broken.close();
         close();
-        listener.onLost("error " + error);
+        listener.onLost(CameraFeed.this, "error " + error);
     }
 
     @Override
@@ -165,6 +176,7 @@ final class CameraFeed extends CameraDevice.StateCallback implements ImageReader
                     return;
                 }
                 Image.Plane[] planes = image.getPlanes();
+                int turn = Frames.turn(sensor, 90 * display.getRotation() / Surface.ROTATION_90, front);
                 frame = Frames.upright(
                         image.getWidth(), image.getHeight(), plane(planes[0]), plane(planes[1]), plane(planes[2]), turn);
             }

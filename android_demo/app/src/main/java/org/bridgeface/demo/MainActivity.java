@@ -12,7 +12,6 @@ import android.os.Handler;
 import android.os.HandlerThread;
 import android.provider.Settings;
 import android.util.Log;
-import android.view.Surface;
 import android.view.View;
 import android.view.WindowManager;
 import android.widget.Button;
@@ -25,17 +24,16 @@ import org.bridgeface.core.DemoException;
 import org.bridgeface.core.Look;
 import org.bridgeface.core.Request;
 import org.bridgeface.core.Rgb;
-import org.bridgeface.core.Sidecar;
 
 /**
  * The one screen. Frames, networks and people belong to the background thread; views and requests to the main one.
  * `am start --ez benchmark true` measures without a touch; `adb logcat -s FaceBench` reads the figures.
  */
 public final class MainActivity extends Activity
-        implements CameraFeed.Listener, Dialogs.Listener, View.OnClickListener, SeekBar.OnSeekBarChangeListener {
+        implements CameraFeed.Listener, Dialogs.Listener, View.OnClickListener {
     private static final String TAG = "FaceDemo";
     private static final String BENCH_TAG = "FaceBench";
-    private static final String[] KEPT = {"request", "asked", "front", "slider", "status"};
+    private static final String[] KEPT = {"request", "asked", "front", "slider", "status", "measuring"};
 
     private final Handler main = new Handler();
     private HandlerThread thread;
@@ -45,7 +43,6 @@ public final class MainActivity extends Activity
     private ImageView seen;
     private TextView status;
     private TextView hint;
-    private TextView resolution;
     private Button gate;
 
     private Brain brain;
@@ -54,7 +51,10 @@ public final class MainActivity extends Activity
     private boolean front = true;
     private boolean asked;
     private boolean lost;
-    private volatile int sliderPx = Sidecar.slider()[0];
+    private boolean measuring;
+    /** Guarded by this: nothing that was asked for is done once another activity may have taken it up. */
+    private boolean paused;
+    private Slider slider;
     private volatile Request request = Request.NONE;
 
     @Override
@@ -66,7 +66,6 @@ public final class MainActivity extends Activity
         seen = (ImageView) findViewById(R.id.seen);
         status = (TextView) findViewById(R.id.status);
         hint = (TextView) findViewById(R.id.hint);
-        resolution = (TextView) findViewById(R.id.resolution);
         gate = (Button) findViewById(R.id.gate);
         for (int id : new int[] {R.id.enrol, R.id.verify, R.id.people, R.id.benchmark, R.id.flip, R.id.gate}) {
             findViewById(id).setOnClickListener(this);
@@ -85,18 +84,14 @@ public final class MainActivity extends Activity
             position = state.getInt(KEPT[3]);
             status.setText(state.getCharSequence(KEPT[4]));
         }
-        SeekBar slider = (SeekBar) findViewById(R.id.slider);
-        slider.setMax(Sidecar.slider().length - 1);
-        slider.setOnSeekBarChangeListener(this);
-        slider.setProgress(position);
-        onProgressChanged(slider, position, false);
+        slider = new Slider((SeekBar) findViewById(R.id.slider), (TextView) findViewById(R.id.resolution), position);
         background.post(new Runnable() {
             @Override
             public void run() {
                 openModels();
             }
         });
-        if (state == null && getIntent().getBooleanExtra("benchmark", false)) {
+        if (state == null ? getIntent().getBooleanExtra("benchmark", false) : state.getBoolean(KEPT[5])) {
             measure();
         }
     }
@@ -117,20 +112,27 @@ public final class MainActivity extends Activity
         state.putString(KEPT[0], request.write());
         state.putBoolean(KEPT[1], asked);
         state.putBoolean(KEPT[2], front);
-        state.putInt(KEPT[3], ((SeekBar) findViewById(R.id.slider)).getProgress());
+        state.putInt(KEPT[3], slider.position());
         state.putCharSequence(KEPT[4], status.getText());
+        state.putBoolean(KEPT[5], measuring);
     }
 
     @Override
     protected void onResume() {
         super.onResume();
         lost = false;
+        synchronized (this) {
+            paused = false;
+        }
         startCamera();
     }
 
     @Override
     protected void onPause() {
         stopCamera();
+        synchronized (this) {
+            paused = true;
+        }
         super.onPause();
     }
 
@@ -167,7 +169,7 @@ public final class MainActivity extends Activity
         }
         stopCamera();
         feed = new CameraFeed(this, background, this);
-        feed.open(front, 90 * getWindowManager().getDefaultDisplay().getRotation() / Surface.ROTATION_90);
+        feed.open(front, getWindowManager().getDefaultDisplay());
     }
 
     private void stopCamera() {
@@ -199,7 +201,7 @@ public final class MainActivity extends Activity
         }
         Look look = null;
         try {
-            look = brain.look(frame, sliderPx);
+            look = brain.look(frame, slider.px);
             answer(look);
         } catch (DemoException problem) {
             request = Request.NONE;
@@ -215,9 +217,9 @@ public final class MainActivity extends Activity
     }
 
     /** What the person waits for, on the background thread. */
-    private void answer(Look look) throws DemoException {
+    private synchronized void answer(Look look) throws DemoException {
         Request waiting = request;
-        if (waiting.kind == Request.Kind.NONE) {
+        if (paused || waiting.kind == Request.Kind.NONE) {
             return;
         }
         if (look == null || look.quality.hint() != null) {
@@ -250,12 +252,12 @@ public final class MainActivity extends Activity
     }
 
     @Override
-    public void onLost(String why) {
+    public void onLost(final CameraFeed gone, String why) {
         Log.w(TAG, "camera lost: " + why);
         main.post(new Runnable() {
             @Override
             public void run() {
-                if (feed != null) {
+                if (feed == gone) {
                     lost = true;
                     stopCamera();
                     startCamera();
@@ -346,43 +348,37 @@ public final class MainActivity extends Activity
     }
 
     private void measure() {
+        measuring = true;
         status.setText(R.string.measuring);
         background.post(new Runnable() {
             @Override
             public void run() {
                 try {
-                    final Brain.Figures figures = brain.measure();
-                    if (figures == null) {
-                        return;
-                    }
-                    Log.i(BENCH_TAG, figures.json);
-                    say(figures.words);
-                    main.post(new Runnable() {
-                        @Override
-                        public void run() {
-                            if (!isFinishing() && !isDestroyed()) {
-                                dialogs.showBenchmark(figures.words, figures.json);
-                            }
-                        }
-                    });
+                    report(brain.measure());
                 } catch (DemoException problem) {
+                    report(null);
                     tell(problem);
                 }
             }
         });
     }
 
-    @Override
-    public void onProgressChanged(SeekBar bar, int position, boolean byHand) {
-        sliderPx = Sidecar.slider()[position];
-        resolution.setText(getString(R.string.resolution, sliderPx));
+    /** figures: null where nothing was measured. On the background thread. */
+    private void report(final Brain.Figures figures) {
+        if (figures != null) {
+            Log.i(BENCH_TAG, figures.json);
+            say(figures.words);
+        }
+        main.post(new Runnable() {
+            @Override
+            public void run() {
+                measuring = false;
+                if (figures != null && !isFinishing() && !isDestroyed()) {
+                    dialogs.showBenchmark(figures.words, figures.json);
+                }
+            }
+        });
     }
-
-    @Override
-    public void onStartTrackingTouch(SeekBar bar) {}
-
-    @Override
-    public void onStopTrackingTouch(SeekBar bar) {}
 
     private void tell(DemoException problem) {
         Log.w(TAG, problem);

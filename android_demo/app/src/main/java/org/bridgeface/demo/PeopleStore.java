@@ -11,6 +11,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.security.GeneralSecurityException;
 import java.security.KeyStore;
+import java.security.ProviderException;
 import javax.crypto.KeyGenerator;
 import javax.crypto.SecretKey;
 import org.bridgeface.core.DemoException;
@@ -61,7 +62,7 @@ final class PeopleStore {
             KeyStore keys = KeyStore.getInstance(KEYS);
             keys.load(null);
             keys.deleteEntry(ALIAS);
-        } catch (GeneralSecurityException | IOException problem) {
+        } catch (GeneralSecurityException | IOException | ProviderException problem) {
             throw new DemoException("The phone's key store does not answer; restart the phone.", problem);
         }
         if (file.exists() && !file.delete()) {
@@ -85,7 +86,7 @@ final class PeopleStore {
                             .setKeySize(256)
                             .build());
             return generator.generateKey();
-        } catch (GeneralSecurityException | IOException problem) {
+        } catch (GeneralSecurityException | IOException | ProviderException problem) {
             throw new DemoException("The phone's key store does not answer; restart the phone.", problem);
         }
     }
