@@ -93,9 +93,25 @@ class Bench:
         return f"{word}-{seed}-{fingerprint(made)}"
 
     def read(self, row: Row, seed: int) -> dict[str, Any] | None:
-        """What `run` measured; None where the row was not run."""
+        """What `run` measured; None where the row was not run. UserError where its faces or pairs were others of the
+        same names (rows from before tell the number of pairs alone)."""
         file = self.rows / f"{self.name(row, seed)}.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text())
+        kept = {name.partition("/")[0]: len(base64.b64decode(one["right"])) for name, one in found["measured"].items()}
+        now = {part.name: -(-len(part.pairs.same) // 8) for part in self.parts}
+        if found.get("data", self._data(row)) != self._data(row) or kept != now:
+            raise UserError(
+                f"{file} was measured on other faces or pairs than these of the same names: delete it, or give "
+                "another --out and --folder"
+            )
+        return found
+
+    def _data(self, row: Row) -> str:
+        """Of the faces and pairs themselves."""
+        learnt = self.everyone if row.changes.get("unlabelled") else self.train
+        return fingerprint([learnt.state() if row.method != "none" else "", [part.state() for part in self.parts]])
 
     def scores(self, row: Row, seed: int) -> dict[str, NDArray[np.float32]] | None:
         """Scores (P,) by `part/protocol`; None where they are not kept here."""
@@ -112,7 +128,8 @@ class Bench:
         folder = self.folder / self.name(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            return self._run(row, seed, folder, progress)
+            # Another process may have ended it meanwhile.
+            return self.read(row, seed) or self._run(row, seed, folder, progress)
 
     def _run(self, row: Row, seed: int, folder: Path, progress: Callable[[int, str], None] | None) -> dict[str, Any]:
         settings = self.settings(row)
@@ -144,7 +161,7 @@ class Bench:
             facts["norm_resolution_spearman"] = round(norm_correlation(teacher, self.parts[-1].faces), 4)
         found = {
             "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
-            "settings": settings, "precision": row.precision, "metric": teacher.metric, "torch": torch.__version__,
+            "data": self._data(row), "settings": settings, "precision": row.precision, "metric": teacher.metric, "torch": torch.__version__,
             "cpu_seconds": round(time.process_time() - began, 1), **facts,
             "measured": {name: self._measured(name, values) for name, values in scores.items()},
         }  # fmt: skip

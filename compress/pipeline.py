@@ -121,7 +121,7 @@ def main(
       python -m compress.pipeline --teacher dlib_resnet --student tiny16
       python -m compress.pipeline --teacher dlib_resnet --student tiny32 --data faces/ --seed 1
       python -m compress.pipeline --teacher swin_b --teacher-weights swin.safetensors --data faces/
-      torchrun --nproc-per-node 8 -m compress.pipeline --teacher dlib_resnet --data shards/ --device cuda
+      torchrun --nproc-per-node 8 -m compress.pipeline --teacher-method none --data shards/ --device cuda
     """
     preset = preset or ("standard" if specs else "quick")
     options = {

@@ -15,7 +15,6 @@ from compress.run import Run, cores, file_state, load_features, save_features, t
 from compress.tune import TUNED_FILE, tune
 from faces.dataset import Faces, Progress, mirrored
 from faces.distributed import barrier, lead, rank, world_size
-from faces.errors import UserError
 from students.tiny import count_macs
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.bootstrap import fit_bootstrap, view_count
@@ -66,12 +65,6 @@ def run(run: Run) -> dict[str, Any]:
     teacher.to(run.config.device)
     method, tuned = run.config.teacher.finetune.method, ""
     if method != "none":
-        if world_size() > 1:
-            raise UserError(
-                f"under torchrun the pipeline shares embedding and distillation, not fine-tuning ({method}): first "
-                "torchrun -m teachers.finetune, then this with --teacher-method none and the teacher.safetensors that "
-                "it wrote as --teacher-weights"
-            )
         facts["finetuned"] = tune(run, teacher, _base(run, teacher.bootstrap))
         tuned = f", fine-tuned by {method} ({facts['finetuned']['steps']} steps)"
     features = embed_resumable(run, teacher, _base(run, teacher.bootstrap), train)

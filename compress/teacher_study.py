@@ -68,6 +68,10 @@ def teachers(
     options = {"teacher.name": teacher, "distill.student": student}
     config = load_config("quick", None, options, settings)
     check_unused(config, load_config("quick", None, options, ()))
+    if config.distill.mode in ("c", "dc"):
+        raise UserError(
+            f"distill.mode={config.distill.mode}: this study's students learn the adapted feature (s or sc)"
+        )
     check_models(config, ())
     check_trained(teacher)
     for weights in files.values():

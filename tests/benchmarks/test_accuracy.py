@@ -65,11 +65,12 @@ def detector(monkeypatch):
         monkeypatch.setattr(f"{module}.open_faces", lambda spec: real(spec, aligned=True))
 
 
-def invoke(data, out, *more):
+def invoke(data, out, *more, said=None):
     folder, pairs = data
     arguments = ["teachers", "--data", folder / "train", "--val", folder / "val", pairs, "--folder", out / "work"]
     done = CliRunner().invoke(accuracy.main, [str(one) for one in (*arguments, "--out", out / "results", *more)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == (2 if said else 0), done.output
+    assert said is None or said in done.stderr
     return done
 
 
@@ -182,6 +183,10 @@ def test_the_bits_of_a_row_are_its_accuracy(data, detector, small_table, tmp_pat
     measured = json.loads(file.read_text())["measured"]["val/cross@14"]
     pairs = sum(1 for _ in (data[1]).open()) - 1
     assert 100 * right_pairs(measured, pairs).mean() == pytest.approx(measured["accuracy"], abs=1e-3)
+    kept = json.loads(file.read_text())
+    for change in ({"data": "others"}, {"measured": {"val/full": {"right": ""}}}):
+        file.write_text(json.dumps(kept | change))
+        invoke(data, tmp_path, "--table", "octuplet", "--row", "none", said="was measured on other faces or pairs")
 
 
 def test_whether_the_gate_of_qgface_sees(data, detector):
@@ -245,6 +250,7 @@ def test_a_student_from_each_teacher(data, detector, small_table, tmp_path):
         (("--teacher", "swin_b"), "swin_b has no weights here"),
         (("--teacher", "dlib"), "unknown teacher 'dlib'"),
         (("--student", "tiny17"), "unknown student 'tiny17'"),
+        (("--set", "distill.mode=c"), "distill.mode=c: this study's students learn the adapted feature"),
         (("--tuned", f"broken={__file__}"), "neither a safetensors file nor"),
     ],
 )

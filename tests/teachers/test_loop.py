@@ -125,9 +125,9 @@ def test_a_loss_that_is_not_finite(tmp_path) -> None:
 def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
     folder = str(tmp_path)
     train(folder, "dlib_resnet", "octuplet", stop_after=2)
-    with pytest.raises(UserError, match="settings, precision, seed, teacher, .* differ"):
+    with pytest.raises(UserError, match=r"settings, precision, seed, teacher, .* differ"):
         train(folder, "dlib_resnet", "octuplet", lr=2e-3)
-    with pytest.raises(UserError, match="settings, precision, seed, teacher, .* differ"):
+    with pytest.raises(UserError, match=r"settings, precision, seed, teacher, .* differ"):
         train(folder, "dlib_resnet", "octuplet", precision="bf16")
     # The same faces under other names, and other weights under the same name.
     mixed = replace(people(), identities=np.roll(people().identities, 2))
@@ -136,7 +136,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
         parameter.mul_(1.1)
     how = finetune_settings("octuplet", steps=6, batch=8, lr=1e-3, dropout=0.0, clip=5.0)
     for teacher, faces in ((small_teacher(), mixed), (heavier, people())):
-        with pytest.raises(UserError, match="settings, precision, seed, teacher, .* differ"):
+        with pytest.raises(UserError, match=r"settings, precision, seed, teacher, .* differ"):
             finetune(teacher, faces, how, 3, create_fabric(), tmp_path)
     with pytest.raises(UserError, match=r"measured on other faces or pairs"):
         finetune(small_teacher(), people(), how, 3, create_fabric(), tmp_path, measured_on="others")
