@@ -161,7 +161,8 @@ class Bench:
             facts["norm_resolution_spearman"] = round(norm_correlation(teacher, self.parts[-1].faces), 4)
         found = {
             "row": row.name, "method": row.method, "teacher": row.teacher, "weights": row.weights, "seed": seed,
-            "data": self._data(row), "settings": settings, "precision": row.precision, "metric": teacher.metric, "torch": torch.__version__,
+            "data": self._data(row), "settings": settings, "precision": row.precision, "metric": teacher.metric,
+            "torch": torch.__version__,
             "cpu_seconds": round(time.process_time() - began, 1), **facts,
             "measured": {name: self._measured(name, values) for name, values in scores.items()},
         }  # fmt: skip
