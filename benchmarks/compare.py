@@ -12,6 +12,7 @@ from faces.cli import run_cli
 from faces.errors import UserError
 
 Row = dict[str, Any]
+_RATE = ("faces_per_second", "iqr")
 
 
 def compare(old: list[Row], new: list[Row]) -> list[Row]:
@@ -65,8 +66,11 @@ def read_rows(path: Path) -> list[Row]:
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise UserError(f"{path} is not JSON ({problem}): give what --json wrote") from None
     rows = found.get("throughput") if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(KEY) <= set(row) for row in rows):
-        raise UserError(f"{path} holds no throughput rows: give a file of --json, or a run's results.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*KEY, *_RATE} <= set(row) for row in rows):
+        raise UserError(
+            f"{path} holds no throughput rows: give what benchmarks throughput --json wrote (of models, not of "
+            "training), or a run's results.json"
+        )
     return rows
 
 

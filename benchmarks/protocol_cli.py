@@ -61,6 +61,8 @@ def _tests(options: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Test]:
         if options["cfp"]:
             add_pairs(f"cfp-{kind.lower()}", pair_lists.read_cfp(Path(options["cfp"]), kind))
     for file in options["bins"]:
+        if Path(file).stem in tests:
+            raise UserError(f"--bin {file}: another test is called {Path(file).stem} already: rename the file")
         tests[Path(file).stem] = functools.partial(_bin, Path(file), sizes)
     if options["tinyface"]:
         tiny = searches.read_tinyface(Path(options["tinyface"]))

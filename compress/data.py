@@ -115,7 +115,14 @@ def load_parts(run: Run) -> tuple[Faces, Faces]:
 def test_pairs(test: Faces, config: Config, seed: int) -> Pairs:
     """The fixed pairs of `data.pairs`, else balanced ones drawn from the test people."""
     if config.data.pairs is not None:
-        return verification.read_pairs(Path(config.data.pairs), test.keys)
+        pairs = verification.read_pairs(Path(config.data.pairs), test.keys)
+        known = (test.identities[pairs.a] >= 0) & (test.identities[pairs.b] >= 0)
+        if not (known & ~pairs.same).any():
+            raise UserError(
+                f"{config.data.pairs} compares no two people of whom --val has two faces or more each: the rate of "
+                "false matches cannot be measured; give pairs of more people"
+            )
+        return pairs
     return verification.make_pairs(test.identities, seed, config.evaluate.most, config.evaluate.folds)
 
 

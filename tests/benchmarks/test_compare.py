@@ -51,7 +51,10 @@ def test_two_rows_of_one_name_are_told(tmp_path):
     assert "two rows are called s.onnx onnxruntime fp32, cpu, 1 thread(s), batch 32: rename one" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"throughput": [{"batch": 1}]}'])
+WITHOUT_RATE = json.dumps({"throughput": [{name: value for name, value in ROW.items() if name != "iqr"}]})
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"throughput": [{"batch": 1}]}', WITHOUT_RATE])
 def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
     file = tmp_path / "x.json"
     file.write_text(text)

@@ -164,6 +164,7 @@ def test_one_command_fills_the_table(tiny_files, tmp_path):
         ([], "no test was given"),
         (["--tinyface", "nowhere"], "Gallery_Distractor"),
         (["--lfw", "a", "b"], "cannot be read"),
+        (["--bin", "a/lfw.bin", "--bin", "b/lfw.bin"], "another test is called lfw already: rename the file"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

@@ -151,3 +151,18 @@ def test_what_a_test_set_of_ones_own_lost_is_counted(tmp_path):
     facts, _, test = stage(tmp_path, tmp_path / "a", **{"data.val": str(tmp_path / "b")})
     assert facts["skipped"] == {"test: unreadable image": 1}
     assert len(test) == 18
+
+
+def test_pairs_without_two_people_are_refused_before_any_training(tmp_path):
+    people(tmp_path / "train", "pqr", seed=1)
+    people(tmp_path / "val", "ab", seed=2)
+    for left in list((tmp_path / "val/b").glob("*.png"))[1:]:
+        left.unlink()  # one photo is nobody's second
+    keys = data.open_faces(str(tmp_path / "val"), aligned=True).keys
+    one, other = [key for key in keys if "a" in key.split("/")], [key for key in keys if "b" in key.split("/")]
+    rows = [(one[i], one[i + 1], 1, i % 2) for i in range(4)] + [(one[i], other[0], 0, i % 2) for i in range(4)]
+    text = "".join(f"{','.join(map(str, row))}\n" for row in [("key_a", "key_b", "same", "fold"), *rows])
+    (tmp_path / "pairs.csv").write_text(text)
+    options = {"data.val": str(tmp_path / "val"), "data.pairs": str(tmp_path / "pairs.csv")}
+    with pytest.raises(UserError, match="compares no two people of whom --val has two faces"):
+        stage(tmp_path, tmp_path / "train", **options)
