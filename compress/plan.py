@@ -70,13 +70,6 @@ def check(config: Config, folder: Path) -> None:
             # Its own files would be records left out, and a change of the data whenever one is written.
             raise UserError(f"--out {folder} lies in the faces' folder {spec}: choose one outside it")
     how, world = config.distill, int(os.environ.get("WORLD_SIZE", 1))
-    method = config.teacher.finetune.method
-    if world > 1 and method != "none":
-        raise UserError(
-            f"under torchrun the pipeline shares embedding and distillation, not fine-tuning ({method}): first "
-            "torchrun -m teachers.finetune, then this with --teacher-method none and the teacher.safetensors that "
-            "it wrote as --teacher-weights"
-        )
     if how.versions and how.sizes:
         raise UserError("a fixed set of versions has one size: set distill.versions=0 or leave out distill.sizes")
     if how.batch % world:
@@ -108,6 +101,13 @@ def check(config: Config, folder: Path) -> None:
         raise UserError(
             f"device {config.device!r} cannot be used here ({reason}); leave --device out for the CPU"
         ) from None
+    method = config.teacher.finetune.method
+    if world > 1 and method != "none":
+        raise UserError(
+            f"under torchrun the pipeline shares embedding and distillation, not fine-tuning ({method}): first "
+            "torchrun -m teachers.finetune, then this with --teacher-method none and the teacher.safetensors that "
+            "it wrote as --teacher-weights"
+        )
 
 
 def notes(config: Config) -> list[str]:

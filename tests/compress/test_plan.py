@@ -70,7 +70,7 @@ def test_what_can_be_known_to_be_wrong_is_said_before_any_work(setting, words):
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_any_work(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"not fine-tuning \(full\): first torchrun -m teachers.finetune"):
-        plan.check(load_config("quick", None, {}, ["teacher.finetune.method=full"]), OUT)
+        plan.check(load_config("quick", None, {}, ["distill.batch=300", "teacher.finetune.method=full"]), OUT)
     with pytest.raises(UserError, match="256 faces cannot be shared by 3"):
         plan.check(load_config("quick", None, {}, ["distill.batch=256"]), OUT)
 
