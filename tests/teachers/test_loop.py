@@ -152,6 +152,21 @@ def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path) -> None:
         train(folder, "dlib_resnet", "octuplet")
 
 
+def test_a_run_goes_on_with_its_own_quality_score_alone(tmp_path) -> None:
+    how = finetune_settings("petalface", steps=2, batch=8)
+
+    def run(threshold: float) -> None:
+        teacher = small_teacher()
+        teacher.alpha = Brightness()
+        teacher.alpha.register_buffer("t", torch.tensor(threshold))
+        finetune(teacher, people(), how, 3, create_fabric(), tmp_path)
+
+    run(0.7)
+    run(0.7)
+    with pytest.raises(UserError, match="quality score or faces differ"):
+        run(0.8)
+
+
 def test_a_state_holds_what_trains(tmp_path) -> None:
     sizes = {}
     for method in ("full", "lora"):
