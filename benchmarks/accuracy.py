@@ -13,7 +13,7 @@ from benchmarks.teacher_rows import TABLES, Row
 from benchmarks.teacher_runs import Bench
 from benchmarks.teacher_tables import markdown, summarise
 from faces.cli import SEED, Output, run_cli, table_console
-from faces.errors import UserError
+from faces.errors import InUse, UserError
 from faces.files import write_json, write_text
 from teachers.fabric import check_device
 from teachers.finetune import progress_bar
@@ -82,8 +82,13 @@ def teachers(
                 console.print(f"{name}: {row.name}: left out, as it needs --unlabelled FACES", highlight=False)
                 continue
             console.print(f"{name}: {row.name}, seed {seed}", highlight=False)
-            with progress_bar(console, bench.settings(row)["steps"]) as advance:
-                bench.run(row, seed, advance)
+            try:
+                with progress_bar(console, bench.settings(row)["steps"]) as advance:
+                    bench.run(row, seed, advance)
+            except InUse:
+                console.print(
+                    f"{name}: {row.name}, seed {seed}: left out, another process works on it", highlight=False
+                )
         summary = summarise(bench, table)
         text = markdown(summary, [part.name for part in bench.parts])
         write_json(out / f"{name}.json", summary)

@@ -104,9 +104,9 @@ def main(
     if device == "cuda":
         raise UserError(_why_no_cuda())
     how = matrix.Matrix(
-        runtimes=runtimes or (tuple(RUNTIMES) if full else ()),
-        threads=threads or (tuple(dict.fromkeys((1, len(cores())))) if full else (1,)),
-        batches=batches or (FULL_BATCHES if full else BATCHES),
+        runtimes=tuple(dict.fromkeys(runtimes)) or (tuple(RUNTIMES) if full else ()),
+        threads=tuple(dict.fromkeys(threads)) or (tuple(dict.fromkeys((1, len(cores())))) if full else (1,)),
+        batches=tuple(dict.fromkeys(batches)) or (FULL_BATCHES if full else BATCHES),
         windows=windows,
         passes=passes or (2 if full else 1),
         pin=full if pin is None else pin,

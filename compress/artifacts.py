@@ -29,8 +29,9 @@ def run(run: Run) -> dict[str, Any]:
     if how.teacher:
         wanted.append(("teacher", lambda: bench.teacher(how.alpha), how.teacher_formats, how.teacher_precisions))
     rows, misses, alpha = list[Row](), list[Row](), None
+    for model in ("student", "teacher"):
+        _forget(run, model)
     for name, make, formats, precisions in wanted:
-        _forget(run, name)
         with run.progress(f"export {name}", None):
             subject: Subject = make()
             found, missed = export_model(
@@ -102,7 +103,7 @@ def _start(config: Config) -> str:
 
 
 def _forget(run: Run, name: str) -> None:
-    """Remove the files of another model that were exported here before."""
+    """Remove the files that were exported here before, of another model or by other settings."""
     for stale in run.folder.glob(f"{name}*.*.json"):
         file = stale.with_suffix("")
         if file.suffix in (".onnx", ".tflite", ".engine"):

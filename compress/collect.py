@@ -59,11 +59,21 @@ def run(run: Run) -> dict[str, Any]:
             "warnings": _warnings(facts, run.config),
         },
     }  # fmt: skip
+    gathered = printable(gathered)
     results.validate(gathered)
     write_json(run.path("results.json"), gathered)
     page = write_report(run.folder)
     write_model_card(run.folder)
     return {"summary": str(page)}
+
+
+def printable(value: Any) -> Any:
+    """Without lone surrogates, as a name that is no UTF-8 has in Python: no reader of JSON and no page takes them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(inner) for key, inner in value.items()}
+    return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _command() -> str:

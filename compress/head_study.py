@@ -17,7 +17,7 @@ from compress.config import Config, Distill, load_config
 from compress.distill import STUDENT, weights_file
 from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
-from compress.part_scores import SEEDS, people_summary
+from compress.part_scores import SEEDS, check_unused, people_summary
 from compress.run import Run, progress_bar
 from faces.cli import Output, run_cli, table_console
 from faces.dataset import Faces, concatenate
@@ -71,7 +71,14 @@ def head(
 
     A row is kept as it ends, so a stopped command continues; rows that were not trained say so.
     """
+    plain = load_config("quick", None, {"distill.student": student}, ())
     config = load_config("quick", None, {"distill.student": student}, settings)
+    check_unused(config, plain)
+    if config.adapt != plain.adapt or (config.distill.mode, config.distill.weights) != ("sc", None):
+        raise UserError(
+            "--set adapt, distill.mode, distill.weights: this study has no teacher, and starts from --student-weights; "
+            "leave it out"
+        )
     named = {Path(name).name: _weights(config, name) for name in files}
     if len(named) < len(files):
         raise UserError(f"two of --student-weights have the same name: {', '.join(files)}")

@@ -44,6 +44,9 @@ def check_unused(config: Config, plain: Config) -> None:
     for name in ("seed", "data", "teacher"):
         if getattr(config, name) != getattr(plain, name):
             raise UserError(f"--set {name}: the people, teachers and seeds of this study are its options; leave it out")
+    for name in ("export", "evaluate", "benchmark"):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"--set {name}: this study has no such stage, and its pairs are fixed; leave it out")
 
 
 def check_trained(teacher: str) -> None:

@@ -86,7 +86,7 @@ class Run:
                 write_json(folder / "config.json", as_dict(config))
                 if not (folder / "run.json").exists():
                     write_json(folder / "run.json", {"started": now()})
-                handler = logging.FileHandler(folder / "run.log")
+                handler = logging.FileHandler(folder / "run.log", encoding="utf-8", errors="backslashreplace")
             except OSError as problem:
                 raise UserError(f"cannot write to {folder}: {problem.strerror}; choose another --out") from None
             held.callback(handler.close)

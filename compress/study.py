@@ -19,7 +19,7 @@ from benchmarks import output
 from compress import data
 from compress.adapt import fit_adapter
 from compress.adaptation_study import adaptation
-from compress.config import PRESETS, Config, as_dict, load_config
+from compress.config import PRESETS, Benchmark, Config, Evaluate, Export, as_dict, load_config
 from compress.distill import own_features, prepare, start_student, weights_file
 from compress.evaluate import test_pairs
 from compress.hallucination_study import hallucination
@@ -31,7 +31,7 @@ from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import SEED, Output, run_cli, table_console
-from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities
+from faces.dataset import Faces, add_virtual_faces, concatenate, split_identities, split_strangers
 from faces.errors import UserError
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
@@ -127,6 +127,9 @@ def _check_row(name: str, config: Config) -> None:
         "data.pairs": (config.data.pairs, None),
         "teacher.mirror": (config.teacher.mirror, False),
         "teacher.finetune.method": (config.teacher.finetune.method, "none"),
+        "export": (config.export, Export()),
+        "evaluate.px": (config.evaluate.px, Evaluate().px),
+        "benchmark": (config.benchmark, Benchmark()),
     }
     given |= {f"distill.{key}": (getattr(config.distill, key), value) for key, value in ROWS.get(name, {}).items()}
     for key, (found, wanted) in given.items():
@@ -168,8 +171,11 @@ class _Split:
     """One identity split with the teacher's features of both sides."""
 
     def __init__(self, faces: Faces, config: Config, seed: int, out: Path) -> None:
-        train, test = split_identities(faces, config.data.test_share, seed)
-        real, self.test, self.seed = faces.subset(train), faces.subset(test), seed
+        if config.data.allow_leaks:
+            real, self.test = (faces.subset(rows) for rows in split_identities(faces, config.data.test_share, seed))
+        else:
+            real, self.test, _ = split_strangers(faces, config.data.test_share, seed)
+        self.seed = seed
         self.train = add_virtual_faces(real, config.data.virtual, seed)
         self.teacher = create_teacher(config.teacher.name, config.teacher.weights)
         if isinstance(self.teacher, Teacher) and self.teacher.bootstrap:

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A mistake in what the user gave (a name, a path, a file). The message says what to do next."""
+
+
+class InUse(UserError):
+    """A folder that another process holds."""

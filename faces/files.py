@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from faces.errors import UserError
+from faces.errors import InUse
 
 
 @contextlib.contextmanager
@@ -77,10 +77,10 @@ def fingerprint(values: Any, files: Iterable[Path] = ()) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; raises UserError where another process holds it."""
+    """Hold `folder` for this process; raises InUse where another process holds it."""
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is in use by another run; wait for it or choose another --out") from None
+            raise InUse(f"{folder} is in use by another run; wait for it or choose another --out") from None
         yield

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -162,12 +162,29 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
     return how
 
 
+# Of those, keys that nothing reads beside another setting, and which.
+_IDLE: tuple[tuple[str, Callable[[Finetune], bool], str], ...] = (
+    ("sizes copies", lambda how: how.terms == ("hhh",) and not (how.anchor or how.relational), "terms=hhh"),
+    ("singles", lambda how: not how.unlabelled, "unlabelled=0"),
+    ("quality_steps", lambda how: how.quality != "fitted", "a quality that is not fitted here"),
+    ("low_px", lambda how: not how.low_share, "low_share=0"),
+    ("contrastive contrastive_weight", lambda how: not how.both_views, "both_views=false"),
+    ("contrastive_weight", lambda how: how.contrastive == "none", "contrastive=none"),
+    ("gate", lambda how: not how.partition, "partition=false"),
+)  # fmt: skip
+
+
 def refuse_idle(how: Finetune, given: Iterable[str]) -> None:
-    """UserError where a setting that the user has given is none that the method reads, and not what it was anyway."""
-    reads = READS.get(how.method, "").split()
+    """UserError where a setting that the user has given is none that the method reads, or that it reads beside the
+    others, and not what it was anyway."""
+    reads, plain = READS.get(how.method, "").split(), Finetune(**{"method": how.method, **DEFAULTS[how.method]})
     for key in given:
-        if reads and key not in reads and getattr(how, key) != getattr(Finetune(), key):
+        if not reads or getattr(how, key) == getattr(plain, key):
+            continue
+        if key not in reads:
             raise UserError(f"{key} changes nothing in {how.method}, which reads {', '.join(reads[1:])}")
+        if why := [words for keys, idle, words in _IDLE if key in keys.split() and idle(how)]:
+            raise UserError(f"{key} changes nothing beside {why[0]}; leave it out")
 
 
 def check_settings(how: Finetune) -> None:

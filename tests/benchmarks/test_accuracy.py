@@ -15,7 +15,7 @@ from benchmarks.teacher_tables import markdown
 from compress import study
 from faces.dataset import CROP_PX
 from faces.errors import UserError
-from faces.files import sha256
+from faces.files import lock, sha256
 from faces.sources import open_faces
 from teachers.settings import finetune_settings
 
@@ -72,6 +72,11 @@ def invoke(data, out, *more, said=None):
     assert done.exit_code == (2 if said else 0), done.output
     assert said is None or said in done.stderr
     return done
+
+
+def name_of(data, row, seed=0):
+    folder, pairs = data
+    return Bench((str(folder / "train"),), ((str(folder / "val"), str(pairs)),), folder, folder).name(row, seed)
 
 
 @pytest.fixture
@@ -165,6 +170,17 @@ def test_a_table_is_run_row_by_row_and_read_from_then_on(data, detector, small_t
     (tmp_path / "work").rename(tmp_path / "elsewhere")
     invoke(data, tmp_path, "--table", "octuplet")
     assert (tmp_path / "results/octuplet.json").read_bytes() == before
+
+
+def test_a_row_that_another_process_works_on_is_left_out(data, detector, small_table, tmp_path):
+    held = tmp_path / "work" / name_of(data, TABLES["octuplet"].rows[1])
+    held.mkdir(parents=True)
+    with lock(held):
+        told = invoke(data, tmp_path, "--table", "octuplet", "--seed", "0")
+    assert "octuplet: octuplet, seed 0: left out, another process works on it" in told.stderr
+    text = (tmp_path / "results/octuplet.md").read_text()
+    assert "| octuplet | 0 | not run |" in text
+    assert "| hhh | 1 |" in text
 
 
 def test_the_precision_of_a_row(data, detector, tmp_path, monkeypatch):

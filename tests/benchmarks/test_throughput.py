@@ -98,7 +98,9 @@ def written(tmp_path_factory):
     """Rows of `--student tiny16`, as its own process writes them."""
     file = tmp_path_factory.mktemp("speed") / "speed.json"
     command = [sys.executable, "-m", "benchmarks.throughput", "--student", "tiny16", "--json", str(file)]
-    done = subprocess.run([*command, "--batch", "1", "--batch", "32"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--batch", "1", "--batch", "32", "--batch", "1"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(rows=json.loads(file.read_text())["throughput"], out=done.stdout, err=done.stderr)
 

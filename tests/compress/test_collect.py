@@ -1,5 +1,6 @@
 """What whoever reads the report must know before its figures."""
 
+import os
 import shlex
 import sys
 
@@ -30,6 +31,12 @@ def test_what_spoils_a_figure_is_told(given, words):
     assert warnings() == []
     (told,) = warnings(**given)
     assert words in told
+
+
+def test_a_name_that_is_no_utf8_goes_into_the_results():
+    name = os.fsdecode(b"p\xe4/1.jpg")
+    found = collect.printable({"landmark_misses": [name, "a"], name: (1, None)})
+    assert found == {"landmark_misses": ["p?/1.jpg", "a"], "p?/1.jpg": [1, None]}
 
 
 @pytest.mark.parametrize(

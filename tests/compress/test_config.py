@@ -87,8 +87,8 @@ def test_presets_are_not_changed_by_what_is_merged_into_them():
     ],
 )
 def test_a_setting_is_read_as_what_it_is(setting, read):
-    # Settings of a fine-tuning need one, if only none.
-    assert read(load(setting, "teacher.finetune.method=none"))
+    # Settings of a fine-tuning need one, if only none, and alpha a teacher that is exported.
+    assert read(load(setting, "teacher.finetune.method=none", "export.teacher=true"))
 
 
 def test_a_table_in_a_setting_is_merged_not_put_in_place():
@@ -242,6 +242,58 @@ def test_a_setting_that_the_method_does_not_read_is_refused(tmp_path):
     file = tmp_path / "all.toml"  # where one may keep the settings of several methods
     file.write_text("[teacher.finetune]\nrank = 4\n")
     assert load(file=str(file), options=octuplet).teacher.finetune.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "beside", "idle"),
+    [
+        ("octuplet", ("terms=hhh", "anchor=0"), "copies=1"),
+        ("octuplet", (), "singles=false"),
+        ("petalface", ("quality=brisque",), "quality_steps=5"),
+        ("full", ("low_share=0",), "low_px=7,14"),
+        ("qgface", ("both_views=false",), "contrastive=batch"),
+        ("qgface", ("contrastive=none",), "contrastive_weight=2"),
+        ("qgface", ("partition=false",), "gate=0.5"),
+    ],
+)
+def test_a_setting_that_another_switches_off_is_refused(method, beside, idle):
+    options, prefix = {"teacher.finetune.method": method}, "teacher.finetune."
+    others = [prefix + one for one in beside]
+    load(*others, options=options)
+    with pytest.raises(UserError, match=f"^{idle.partition('=')[0]} changes nothing beside "):
+        load(*others, prefix + idle, options=options)
+    if "anchor=0" in beside:
+        load(*others, f"{prefix}relational=1", prefix + idle, options=options)
+
+
+@pytest.mark.parametrize(
+    ("beside", "idle", "unless"),
+    [
+        ("distill.mode=c", "distill.loss=regression", "distill.mode=dc"),
+        ("distill.mode=c", "distill.mimic_weight=2", "distill.mode=s"),
+        ("distill.mode=s", "distill.class_loss=arcface", "distill.mode=c"),
+        ("distill.mode=s", "distill.pretrain=0.2", "distill.mode=sc"),
+        ("distill.loss=regression", "distill.temperature=5", "distill.loss=relational"),
+        ("distill.optimiser=sgd", "distill.warmup=0.1", "distill.optimiser=adamw"),
+        ("data.val=faces", "data.test_share=0.5", "data.val=none"),
+        ("data.pairs=pairs.csv", "evaluate.most=50", "data.pairs=none"),
+        ("export.teacher=false", "export.alpha=gallery", "export.teacher=true"),
+        ("teacher.finetune.method=none", "teacher.checks=9", "teacher.finetune.method=full"),
+        ("teacher.name=dlib_resnet", "teacher.views=50", "teacher.name=swin_b"),
+    ],
+)
+def test_what_the_rest_of_the_run_does_not_read_is_refused(beside, idle, unless, tmp_path):
+    key, _, value = idle.partition("=")
+    with pytest.raises(UserError, match=f"^--set {key} changes nothing here: "):
+        load(beside, idle)
+    load(unless, idle)
+    plain = load(beside)
+    for name in key.split("."):
+        plain = getattr(plain, name)
+    load(beside, f"{key}={plain}")  # what it is anyway
+    section, name = key.split(".")
+    quoted = value if value[0].isdigit() else f'"{value}"'
+    load(beside, file=toml(tmp_path, f"[{section}]\n{name} = {quoted}\n"))  # a file may keep those of several runs
 
 
 def test_copies_of_a_face_each_have_a_size_of_their_own():

@@ -1,5 +1,6 @@
 """What a run hands to the exporters."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,3 +52,39 @@ def test_first_weights_bring_their_terms_along(kit):
     assert kit().data.licence == "unknown"
     first = kit("distill.weights=/private/start.safetensors").data.licence
     assert first == "unknown; on top the terms of the faces that its first weights (start.safetensors) saw"
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_teacher_exported_before_does_not_stay_beside_another_run(tmp_path, kit, monkeypatch, teacher):
+    (tmp_path / "mine.onnx").write_bytes(b"the user's own")
+    for name in ("student.tflite", "teacher.onnx", "teacher-fp16.onnx"):
+        (tmp_path / name).write_bytes(b"old")
+        (tmp_path / f"{name}.json").write_text("{}")
+    made = []
+
+    def export_model(subject, folder, how):
+        # Nothing of before lies there while the files are made.
+        made.append(sorted(file.name for file in folder.glob("*.onnx")))
+        (folder / f"{subject}.onnx").write_bytes(b"new")
+        parity = {"cosine_min": 1.0}
+        return [{"model": subject, "path": f"{subject}.onnx", "bytes": 3, "parity": parity}], []
+
+    monkeypatch.setattr(artifacts, "export_model", export_model)
+    monkeypatch.setattr(artifacts, "write_kit", lambda *_: None)
+    bench = SimpleNamespace(student=lambda: Subject("student"), teacher=lambda alpha: Subject("teacher"))
+    monkeypatch.setattr(artifacts, "Bench", lambda *_: bench)
+    config = load_config("quick", None, {"export.teacher": teacher}, ())
+    run = SimpleNamespace(
+        facts=FACTS.__getitem__, config=config, path=tmp_path.joinpath, folder=tmp_path,
+        progress=lambda *_: contextlib.nullcontext(), log=SimpleNamespace(info=None),
+    )  # fmt: skip
+    artifacts.run(run)
+    assert made == [["mine.onnx"], ["mine.onnx", "student.onnx"]][: 1 + teacher]
+    assert (tmp_path / "teacher.onnx").exists() is teacher
+    assert not (tmp_path / "student.tflite").exists()
+
+
+class Subject(str):
+    """As much of a model to export as the stage itself reads: its name."""
+
+    card = SimpleNamespace(alpha=None)

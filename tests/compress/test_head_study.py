@@ -174,6 +174,9 @@ def test_after_a_run_its_own_seed_alone_is_told(people, tmp_path):
         (("--student-weights", "nowhere"), "no file nowhere"),
         (("--images", "10"), "0 people have more than 10 images"),
         (("--data", "nowhere"), "nowhere"),
+        (("--set", "benchmark.windows=20"), "--set benchmark: "),
+        (("--set", "adapt.steps=5"), "--set adapt, "),
+        (("--set", "distill.weights=zoo"), "starts from --student-weights"),
     ],
 )
 def test_mistakes_are_told_in_one_line(people, tmp_path, more, said):

@@ -167,6 +167,7 @@ def test_every_row_is_named_once_and_has_its_baseline(table):
         (("--set", "teacher.weights=mine.safetensors"), "--set teacher: "),
         (("--set", "data.virtual=500"), "--set data: "),
         (("--set", "seed=7"), "--set seed: "),
+        (("--set", "evaluate.most=70"), "--set evaluate: "),
     ],
 )
 def test_mistakes_are_told_in_one_line(data, tmp_path, more, said):

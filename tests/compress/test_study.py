@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -8,7 +9,8 @@ from scipy import stats
 
 from compress import study
 from compress.config import load_config
-from faces.sources import orl
+from faces.dataset import split_identities
+from faces.sources import open_faces, orl
 
 ROWS = ("teacher", "sc relational", "c")
 SETTINGS = (
@@ -111,6 +113,21 @@ def test_a_stopped_study_continues_with_what_is_missing(ended, people, monkeypat
     }
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_image_is_learnt_from_that_is_tested_on(people, tmp_path, allowed):
+    faces = open_faces(str(shutil.copytree(people, tmp_path / "people")), aligned=True)
+    settings = ("data.aligned=true", "data.virtual=0", f"data.allow_leaks={allowed}".lower())
+    config = load_config("quick", None, {"teacher.name": "dlib_resnet"}, settings)
+    test = faces.subset(split_identities(faces, config.data.test_share, 0)[1])
+    # One test image again, a little lighter, as an image of a person to learn from.
+    person = next(name for name in faces.names if name not in test.names)
+    image = cv2.imread(str(tmp_path / test.keys[0]))
+    cv2.imwrite(str(tmp_path / "people" / person / "copy.pgm"), cv2.add(image[..., 0], 3))
+    faces = open_faces(str(tmp_path / "people"), aligned=True)
+    split = study._Split(faces, config, 0, tmp_path)
+    assert (f"people/{person}/copy.pgm" in split.train.keys) is allowed
+
+
 def test_other_settings_are_other_rows(ended, people, monkeypatch, tmp_path):
     copy = shutil.copytree(ended, tmp_path / "copy")
     before = set((copy / "rows").iterdir())
@@ -126,6 +143,8 @@ def test_other_settings_are_other_rows(ended, people, monkeypatch, tmp_path):
         (["--teacher", "swin_x"], "unknown teacher"),
         (["--student", "tiny"], "unknown student"),
         (["--set", "distill.sample=5"], "did you mean 'distill.samples'"),
+        (["--set", "export.formats=onnx"], "--set export="),
+        (["--set", "evaluate.px=24"], "--set evaluate.px="),
         (["--data", "/nowhere"], "no face data"),
     ],
 )

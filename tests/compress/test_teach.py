@@ -51,7 +51,8 @@ class Sides:
 
 def test_what_changes_the_stages_key():
     def key(*settings, method="none"):
-        return str(teach.settings(load_config("quick", None, {"teacher.finetune.method": method}, settings)))
+        given = dict(setting.split("=") for setting in settings)
+        return str(teach.settings(load_config("quick", None, {"teacher.finetune.method": method, **given}, ())))
 
     # How a teacher would be fine-tuned that is not, and what that would be measured by, changes nothing.
     for setting in ("teacher.finetune.steps=7", "teacher.checks=3", "teacher.check_pairs=30", "evaluate.folds=2"):

@@ -35,9 +35,10 @@ public final class MainActivity extends Activity
     private static final String BENCH_TAG = "FaceBench";
     private static final String[] KEPT = {"request", "asked", "front", "slider", "status", "measuring"};
 
+    /** The process's: what one screen was asked for is done before the next one reads who is enrolled. */
+    private static final Handler BACKGROUND = new Handler(started().getLooper());
+
     private final Handler main = new Handler();
-    private HandlerThread thread;
-    private Handler background;
     private Dialogs dialogs;
     private PreviewView preview;
     private ImageView seen;
@@ -57,6 +58,12 @@ public final class MainActivity extends Activity
     private Slider slider;
     private volatile Request request = Request.NONE;
 
+    private static HandlerThread started() {
+        HandlerThread thread = new HandlerThread("frames");
+        thread.start();
+        return thread;
+    }
+
     @Override
     protected void onCreate(Bundle state) {
         super.onCreate(state);
@@ -72,9 +79,6 @@ public final class MainActivity extends Activity
         }
         dialogs = new Dialogs(this, this);
         brain = new Brain(this);
-        thread = new HandlerThread("frames");
-        thread.start();
-        background = new Handler(thread.getLooper());
         status.setText(R.string.ready);
         int position = 0;
         if (state != null) {
@@ -85,7 +89,7 @@ public final class MainActivity extends Activity
             status.setText(state.getCharSequence(KEPT[4]));
         }
         slider = new Slider((SeekBar) findViewById(R.id.slider), (TextView) findViewById(R.id.resolution), position);
-        background.post(new Runnable() {
+        BACKGROUND.post(new Runnable() {
             @Override
             public void run() {
                 openModels();
@@ -139,13 +143,12 @@ public final class MainActivity extends Activity
     @Override
     protected void onDestroy() {
         // After what is queued: a network that runs must not be closed under its own feet.
-        background.post(new Runnable() {
+        BACKGROUND.post(new Runnable() {
             @Override
             public void run() {
                 brain.close();
             }
         });
-        thread.quitSafely();
         super.onDestroy();
     }
 
@@ -168,7 +171,7 @@ public final class MainActivity extends Activity
             return;
         }
         stopCamera();
-        feed = new CameraFeed(this, background, this);
+        feed = new CameraFeed(this, BACKGROUND, this);
         feed.open(front, getWindowManager().getDefaultDisplay());
     }
 
@@ -294,7 +297,7 @@ public final class MainActivity extends Activity
 
     /** Names are read where they live, on the background thread. */
     private void list(final boolean toDelete) {
-        background.post(new Runnable() {
+        BACKGROUND.post(new Runnable() {
             @Override
             public void run() {
                 final List<String> names = brain.names();
@@ -334,7 +337,7 @@ public final class MainActivity extends Activity
 
     @Override
     public void onDelete(final String name) {
-        background.post(new Runnable() {
+        BACKGROUND.post(new Runnable() {
             @Override
             public void run() {
                 try {
@@ -350,7 +353,7 @@ public final class MainActivity extends Activity
     private void measure() {
         measuring = true;
         status.setText(R.string.measuring);
-        background.post(new Runnable() {
+        BACKGROUND.post(new Runnable() {
             @Override
             public void run() {
                 try {
