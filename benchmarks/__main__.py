@@ -44,7 +44,11 @@ def main(context: click.Context, results: Path) -> None:
         click.echo(f"{question}\n    {command}")
         file = results / f"{name}.json"
         if name is not None and file.is_file():
-            click.echo(f"    kept in {file}: {_best(json.loads(file.read_text()))}")
+            try:
+                told = _best(json.loads(file.read_text()))
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                told = "damaged: measure it again, or move it away"
+            click.echo(f"    kept in {file}: {told}")
 
 
 def _best(found: dict[str, Any]) -> str:

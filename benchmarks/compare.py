@@ -1,6 +1,7 @@
 """The regression guard: which rows of two result files moved beyond their noise."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def compare(old: list[Row], new: list[Row]) -> list[Row]:
 
 def _iqr(row: Row) -> float:
     iqr = row["iqr"] or 0.0
-    return float(iqr[1] - iqr[0]) if isinstance(iqr, list) else float(iqr)
+    return float(iqr[-1] - iqr[0]) if isinstance(iqr, list) else float(iqr)
 
 
 def _indexed(rows: list[Row]) -> dict[tuple[Any, ...], Row]:
@@ -63,15 +64,28 @@ def read_rows(path: Path) -> list[Row]:
     """The `throughput` of a result file (results.json of a run, too); UserError where it has none."""
     try:
         found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise UserError(f"{path} is not JSON ({problem}): give what --json wrote") from None
     rows = found.get("throughput") if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*KEY, *_RATE} <= set(row) for row in rows):
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise UserError(
             f"{path} holds no throughput rows: give what benchmarks throughput --json wrote (of models, not of "
             "training), or a run's results.json"
         )
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not {*KEY, *_RATE} <= set(row):
+        return False
+    iqr = row["iqr"] if isinstance(row["iqr"], list) else [row["iqr"] or 0]
+    return (
+        all(isinstance(row[name], str | int | None) for name in KEY)
+        and bool(str(row["runtime"]).split())
+        and all(isinstance(one, int | float) and math.isfinite(one) for one in [row["faces_per_second"], *iqr])
+        and row["faces_per_second"] > 0
+        and len(iqr) in (1, 2)
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,7 @@
 """What the peers' table compares: our artifacts, teachers of the registry, the dlib package, any ONNX file."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,22 @@ class Embedder:
     """Largest batch it is timed with: 1 where it takes no more."""
 
 
-def of_artifact(file: Path) -> Embedder:
+def name_and_weights(text: str) -> tuple[str, str | None]:
+    """`NAME=WEIGHTS` or NAME, whose own options (`onnx:FILE?mean=...`, `timm:NAME?px=112`) have such signs too."""
+    name, equals, weights = text.partition("=")
+    if not equals or "?" in name or name.startswith("onnx:"):
+        return text, None
+    return name, weights or None
+
+
+def of_artifacts(files: Sequence[Path]) -> list[tuple[str, Callable[[], Embedder]]]:
+    """Each file's name, its folder's before it where two have the same, and how it is opened."""
+    twice = {file.name for file in files if [one.name for one in files].count(file.name) > 1}
+    named = [(str(file) if file.name in twice else file.name, file) for file in files]
+    return [(name, functools.partial(of_artifact, file, name)) for name, file in named]
+
+
+def of_artifact(file: Path, name: str | None = None) -> Embedder:
     """An exported file, by its sidecar, in its usual runtime on one thread."""
     artifact = export.load(file, 1)
     contract = artifact.sidecar
@@ -45,15 +61,15 @@ def of_artifact(file: Path) -> Embedder:
             return model_crops(faces.images, faces.landmarks, contract)
         return reduce(whole, px, contract.input.px)
 
-    return Embedder(f"{contract.model} ({file.name})", contract.metric, crops, artifact.embed, contract.parameters,
-                    contract.macs, contract.bytes)  # fmt: skip
+    label = f"{contract.model} ({name or file.name})"
+    return Embedder(label, contract.metric, crops, artifact.embed, contract.parameters, contract.macs, contract.bytes)
 
 
 def of_teacher(name: str, weights: str | None = None) -> Embedder:
     """A teacher of the registry, or `onnx:FILE?mean=...` in onnxruntime, on one thread of torch."""
     teacher = create_single(name, weights)
     if teacher.bootstrap:
-        raise UserError(f"{name} has no weights here, and a bootstrap is no peer: give --peer {name}=FILE")
+        raise UserError(f"{name} has no weights here, and a bootstrap is no peer: give {name}=FILE")
     onnx_file = Path(name.partition(":")[2].partition("?")[0]) if name.startswith("onnx:") else None
     if onnx_file is not None:
         parameters, macs, size = _of_onnx(onnx_file)

@@ -12,7 +12,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.embedders import Embedder, of_artifact, of_dlib, of_teacher
+from benchmarks.embedders import Embedder, name_and_weights, of_artifacts, of_dlib, of_teacher
 from benchmarks.machine import describe, pinned, sentence
 from benchmarks.output import publish
 from benchmarks.timing import run_windows
@@ -78,12 +78,12 @@ def main(
     full size, 32 and 16 px. A peer that cannot be had is a row that says why."""
     faces = open_faces(val[0] if val else "orl")
     pairs = verification.read_pairs(Path(val[1]), faces.keys) if val else verification.make_pairs(faces.identities, 0)
-    wanted: list[tuple[str, Callable[[], Embedder]]] = [(one.name, partial(of_artifact, one)) for one in artifacts]
+    wanted = of_artifacts(artifacts)
     if dlib:
         wanted += [("dlib_resnet", partial(of_teacher, "dlib_resnet")), ("dlib package", of_dlib)]
     for peer in named:
-        name, _, weights = peer.partition("=")
-        wanted.append((name, partial(of_teacher, name, weights or None)))
+        name, weights = name_and_weights(peer)
+        wanted.append((name, partial(of_teacher, name, weights)))
     wanted += [(file, partial(of_teacher, f"onnx:{file}")) for file in onnx_files]
     rows, missing = [], []
     torch.set_num_threads(1)

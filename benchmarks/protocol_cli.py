@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from benchmarks import protocols as run
-from benchmarks.embedders import Embedder, of_artifact, of_teacher
+from benchmarks.embedders import Embedder, name_and_weights, of_artifacts, of_teacher
 from benchmarks.output import publish
 from benchmarks.paper_accuracy import PAPERS, REMARKS
 from faces.cli import Output, run_cli
+from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.protocols import ijb, pair_lists, searches
 from faces.protocols.types import PairList
@@ -104,7 +105,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--bin", "bins", multiple=True, metavar="FILE", help="An InsightFace .bin set, named by its file. Repeats."
 )
-@click.option("--px", "sizes", multiple=True, type=click.IntRange(4), default=(32, 16), show_default=True)
+@click.option("--px", "sizes", multiple=True, type=click.IntRange(4, CROP_PX), default=(32, 16), show_default=True)
 @click.option("--detector", default="dlib", show_default=True, help="dlib, or yunet:FILE.")
 @click.option("--aligned", is_flag=True, help="The images are ArcFace crops already.")
 @click.option("--colour", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True)
@@ -125,17 +126,25 @@ def protocols(
         raise UserError("no test was given: name the folder of at least one, e.g. --lfw FOLDER PAIRS (see --help)")
     if not artifacts and not teachers:
         raise UserError("nothing to test was given: --artifact FILE or --teacher NAME")
-    peers = [of_artifact(file) for file in artifacts]
-    peers += [of_teacher(one.partition("=")[0], one.partition("=")[2] or None) for one in teachers]
+    peers = [make() for _, make in of_artifacts(artifacts)]
+    peers += [of_teacher(*name_and_weights(one)) for one in teachers]
     torch.set_num_threads(1)
-    rows = []
+    rows, failed = list[dict[str, Any]](), list[str]()
     for peer in peers:
         for name, test in tests.items():
             click.echo(f"{peer.name}: {name}", err=True)
-            rows.append({"model": peer.name, "test": name} | test(run.Reader(detector, aligned, colour), peer))
+            try:
+                row = test(run.Reader(detector, aligned, colour), peer)
+            except UserError as problem:
+                # What was measured before must not be lost.
+                failed.append(str(problem))
+                row = {"pairs": 0, "pairs_used": 0, "images": {"read": 0}, "figures": {}, "reason": str(problem)}
+            rows.append({"model": peer.name, "test": name} | row)
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
     found = {"protocols": rows, "command": command, "detector": "aligned" if aligned else detector}
     publish(found, page(found), json_file, markdown_file)
+    if failed:
+        raise UserError("; ".join(dict.fromkeys(failed)))
 
 
 def page(found: dict[str, Any]) -> str:

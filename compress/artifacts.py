@@ -12,7 +12,7 @@ from compress.tune import TUNED_FILE
 from export import sidecar
 from export.kit import Bench, Kit, write_kit
 from export.stage import How, Row, Subject, export_model
-from faces.files import sha256
+from faces.files import printable, sha256
 
 
 def settings(config: Config) -> Any:
@@ -62,7 +62,7 @@ def runnable(rows: list[Row]) -> list[Row]:
 
 
 def _kit(run: Run) -> Kit:
-    teacher, data, student = run.facts("teacher"), run.facts("data"), run.facts("distill")
+    teacher, data, student = (printable(run.facts(stage)) for stage in ("teacher", "data", "distill"))
     config = run.config
     fitted = teacher["bootstrap"] and config.teacher.weights is None
     return Kit(

@@ -11,7 +11,7 @@ from compress import results
 from compress.config import Config, as_dict
 from compress.report import write_model_card, write_report
 from compress.run import ROOT, Run, command, cores
-from faces.files import write_json
+from faces.files import printable, write_json
 
 STAGES = ("data", "teacher", "adapt", "distill", "export", "evaluate", "benchmark")
 _PACKAGES = (
@@ -65,15 +65,6 @@ def run(run: Run) -> dict[str, Any]:
     page = write_report(run.folder)
     write_model_card(run.folder)
     return {"summary": str(page)}
-
-
-def printable(value: Any) -> Any:
-    """Without lone surrogates, as a name that is no UTF-8 has in Python: no reader of JSON and no page takes them."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {printable(key): printable(inner) for key, inner in value.items()}
-    return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _command() -> str:

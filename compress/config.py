@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from compress import idle
 from export.merge import check_policy
 from faces.degrade import Degradation
 from faces.errors import UserError
@@ -228,9 +227,8 @@ def load_config(preset: str, file: str | None, options: dict[str, Any], settings
     if how and "method" not in how and config.teacher.finetune.method == "none":
         key = f"teacher.finetune.{next(iter(how))}"
         raise UserError(f"{key} changes nothing without a fine-tuning: give --teacher-method too")
-    # A file may keep the settings of several methods, and modes.
+    # A file may keep the settings of several methods.
     prefix = "teacher.finetune."
-    idle.refuse_idle(config, TypeAdapter(Config).validate_python({"preset": preset, **PRESETS[preset]}), said)
     refuse_idle(config.teacher.finetune, [key.removeprefix(prefix) for key in said if key.startswith(prefix)])
     return config
 

@@ -1,7 +1,8 @@
 """Which figures the report has: chosen from results.json and curves.csv, drawn by `compress/plots.py`."""
 
+import contextlib
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -99,25 +100,30 @@ def loss_curve(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"missing": "No loss curve was stored."}
     points, torn = [], 0
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            try:
-                points.append((float(row["step"]), float(row["loss"])))
-            except (KeyError, TypeError, ValueError):
-                torn += 1
-    points = [point for point in points if np.isfinite(point).all()]
+    for row in _read(path):
+        try:
+            points.append((float(row["step"]), float(row["loss"])))
+        except (KeyError, TypeError, ValueError):
+            torn += 1
+    # No axis spans the largest of numbers.
+    points = [point for point in points if np.isfinite(point).all() and max(map(abs, point)) < 1e30]
     if len(points) < 2:
         return {"missing": "The stored loss curve has fewer than two readable points."}
     steps, loss = zip(*points, strict=True)
     return {"svg": Markup(plots.curve("loss", steps, loss, "Loss of the distillation by step")), "torn": torn}
 
 
+def _read(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file up to the first that no reader takes."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, contextlib.suppress(csv.Error):
+        yield from csv.DictReader(file)
+
+
 def finetune_curves(path: Path) -> list[dict[str, Any]]:
     """The teacher's fine-tuning: loss, rate, accuracy by resolution, alpha; none where it was not fine-tuned."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+    rows = [{key: _number(value) for key, value in row.items() if key} for row in _read(path)]
     made: list[dict[str, Any]] = []
     for title, about, wanted, unit in _FINETUNE:
         lines = _columns(rows, wanted)

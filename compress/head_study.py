@@ -17,6 +17,7 @@ from compress.config import Config, Distill, load_config
 from compress.distill import STUDENT, weights_file
 from compress.head_figure import draw
 from compress.head_rows import AS_IS, FINETUNED, SCRATCH, Heads, Target, affordable, split_images
+from compress.idle import refuse_idle
 from compress.part_scores import SEEDS, check_unused, people_summary
 from compress.run import Run, progress_bar
 from faces.cli import Output, run_cli, table_console
@@ -29,6 +30,8 @@ from students.registry import create_student, load_weights
 IMAGES = (1, 5, 10, 25)
 """Training images a person; the paper has 25, and 5 to test on."""
 _PEOPLE = 5
+READS = ("distill.class_loss", "distill.class_weight")
+"""What --finetune-head reads of the pipeline's settings in every mode: the network from scratch learns by labels."""
 
 
 @click.command()
@@ -79,6 +82,7 @@ def head(
             "--set adapt, distill.mode, distill.weights: this study has no teacher, and starts from --student-weights; "
             "leave it out"
         )
+    refuse_idle([dataclasses.replace(config, distill=dataclasses.replace(config.distill, mode="c"))], settings)
     named = {Path(name).name: _weights(config, name) for name in files}
     if len(named) < len(files):
         raise UserError(f"two of --student-weights have the same name: {', '.join(files)}")

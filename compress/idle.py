@@ -1,17 +1,15 @@
 """Settings that do nothing beside the others: whoever gives one must hear so before the run, not guess afterwards."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compress.config import Config, load_config
 from faces.errors import UserError
 from teachers.registry import is_stand_in
 
-if TYPE_CHECKING:
-    from compress.config import Config
-
 # Keys, when nothing reads them, and why.
-_IDLE: tuple[tuple[str, "Callable[[Config], bool]", str], ...] = (
+_IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("distill.loss distill.temperature distill.mimic_weight distill.pretrain",
      lambda c: c.distill.mode == "c", "distill.mode=c learns from labels alone"),
     ("distill.class_loss distill.class_weight distill.pretrain",
@@ -21,7 +19,12 @@ _IDLE: tuple[tuple[str, "Callable[[Config], bool]", str], ...] = (
     ("distill.warmup",
      lambda c: c.distill.optimiser == "sgd", "distill.optimiser=sgd has a constant rate"),
     ("data.test_share", lambda c: c.data.val is not None, "--val (data.val) is the test set"),
-    ("evaluate.most evaluate.folds", lambda c: c.data.pairs is not None, "data.pairs fixes pairs and folds"),
+    ("evaluate.most", lambda c: c.data.pairs is not None, "data.pairs fixes the pairs"),
+    # Of a fine-tuning's checks, whose pairs are drawn, they are the folds all the same.
+    ("evaluate.folds",
+     lambda c: c.data.pairs is not None and c.teacher.finetune.method == "none", "data.pairs fixes the folds"),
+    ("adapt.balance adapt.keep adapt.temperature adapt.batch adapt.lr adapt.weight_decay",
+     lambda c: c.distill.mode in ("c", "dc"), "no student of mode c or dc learns the adapted feature"),
     ("export.teacher_formats export.teacher_precisions export.alpha",
      lambda c: not c.export.teacher, "the teacher is exported with --export-teacher alone"),
     ("teacher.checks teacher.check_pairs",
@@ -31,14 +34,16 @@ _IDLE: tuple[tuple[str, "Callable[[Config], bool]", str], ...] = (
 )  # fmt: skip
 
 
-def refuse_idle(config: "Config", plain: "Config", given: Iterable[str]) -> None:
-    """UserError for a dotted key among `given` that nothing reads beside the other settings, and that is not what it
-    is in `plain`, the preset's own."""
-    for key in given:
-        for keys, idle, why in _IDLE:
-            if key in keys.split() and _value(config, key) != _value(plain, key) and idle(config):
-                raise UserError(f"--set {key} changes nothing here: {why}; leave it out")
+def refuse_idle(configs: Sequence[Config], settings: Iterable[str], spared: Iterable[str] = ()) -> None:
+    """UserError for one of --set's `settings` (key=value) that nothing reads in any of the configurations, beside what
+    else is set there, and that is not what it is in their preset. A TOML file may keep the settings of several runs.
+    `spared`: keys that something else reads."""
+    plain = load_config(configs[0].preset, None, {}, ())
+    for key in (setting.partition("=")[0].strip() for setting in settings):
+        found = [[why for keys, idle, why in _IDLE if key in keys.split() and idle(one)] for one in configs]
+        if key not in spared and all(found) and _value(configs[0], key) != _value(plain, key):
+            raise UserError(f"--set {key} changes nothing here: {found[0][0]}; leave it out")
 
 
-def _value(config: "Config", key: str) -> Any:
+def _value(config: Config, key: str) -> Any:
     return reduce(getattr, key.split("."), config)

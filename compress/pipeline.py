@@ -10,6 +10,7 @@ import click
 
 from compress import adapt, android, artifacts, bench, collect, data, distill, evaluate, head_study, plan, teach
 from compress.config import PRESETS, load_config
+from compress.idle import refuse_idle
 from compress.run import Run, Stage
 from faces.cli import SEED, Output, run_cli
 from faces.distributed import follow, processes
@@ -135,6 +136,7 @@ def main(
         "export.teacher": export_teacher or None,
     }
     config = load_config(preset, file, options, settings, seed=seed, device=device)
+    refuse_idle([config], settings, spared=() if finetune_head is None else head_study.READS)
     chosen = plan.choose(STAGES, stages)
     # A teacher's name may hold a path and options.
     name = re.sub(r"[^\w.+-]+", "_", config.teacher.name)[:60]

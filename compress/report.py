@@ -68,8 +68,7 @@ def _write(path: Path, template: str, view: dict[str, Any]) -> Path:
     environment.filters |= words.FILTERS
     environment.globals["interval"] = words.interval
     text = environment.get_template(template).render(view)
-    # A name may hold a lone surrogate, which UTF-8 cannot write.
-    write_text(path, text.encode("utf-8", "replace").decode())
+    write_text(path, text)
     return path
 
 

@@ -1,6 +1,6 @@
 """The part of `results.json` that tells the exported files; see `compress.results`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -8,8 +8,8 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class Part(BaseModel):
@@ -54,6 +54,12 @@ class Price(Part):
     """95% interval of their paired difference, percentage points."""
     pairs: Count
     """Pairs compared."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if len({one is None for one in (self.accuracy, self.accuracy_per_image, self.ci95)}) > 1:
+            raise ValueError("accuracy, accuracy_per_image and ci95 are measured together or not at all")
+        return self
 
 
 class Alpha(Part):

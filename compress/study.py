@@ -24,6 +24,7 @@ from compress.distill import own_features, prepare, start_student, weights_file
 from compress.evaluate import test_pairs
 from compress.hallucination_study import hallucination
 from compress.head_study import head
+from compress.idle import refuse_idle
 from compress.mode_study import modes
 from compress.plan import check
 from compress.run import ROOT, cores, threads
@@ -113,6 +114,7 @@ def splits(
     }
     for name, config in configs.items():
         _check_row(name, config)
+    refuse_idle(list(configs.values()), settings)
     check(next(iter(configs.values())), out)
     with threads(1):
         found = _gather(configs, range(first, first + splits), out)

@@ -14,6 +14,7 @@ from benchmarks.output import cell, gap_cell, table
 from compress.adapt import fit_adapter
 from compress.config import Config, load_config
 from compress.distill import prepare, start_student, weights_file
+from compress.idle import refuse_idle
 from compress.part_scores import check_models, check_trained, check_unused
 from compress.run import cores, threads
 from export.kit import student_crops
@@ -68,6 +69,7 @@ def teachers(
     options = {"teacher.name": teacher, "distill.student": student}
     config = load_config("quick", None, options, settings)
     check_unused(config, load_config("quick", None, options, ()))
+    refuse_idle([config], settings)
     if config.distill.mode in ("c", "dc"):
         raise UserError(
             f"distill.mode={config.distill.mode}: this study's students learn the adapted feature (s or sc)"

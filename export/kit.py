@@ -1,6 +1,7 @@
 """What a run leaves behind so that its models can be exported again: `RUN/export.json`, and how it is read."""
 
 import functools
+import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -81,7 +82,8 @@ def read_kit(folder: Path) -> Kit:
     """UserError where the folder is no run that has exported once."""
     file = folder / KIT
     try:
-        return Kit.model_validate_json(file.read_bytes())
+        # Not by pydantic's own reader, which refuses the path of a file whose name is no UTF-8.
+        return Kit.model_validate(json.loads(file.read_bytes()))
     except OSError as problem:
         raise UserError(
             f"{folder} is no run that can be exported ({KIT}: {problem.strerror}): run compress.pipeline up to its "
@@ -91,6 +93,8 @@ def read_kit(folder: Path) -> Kit:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{file} is damaged or of another version ({where}: {first['msg']})") from None
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{file} is damaged ({problem}): run compress.pipeline in this folder again") from None
 
 
 class Bench:

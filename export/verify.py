@@ -78,18 +78,22 @@ def verify(
 
 def _threshold(contract: Sidecar, fmr: str) -> tuple[str, Threshold | None]:
     """The rate as the sidecar writes it (0.001 is 1e-3) and its threshold; None where the sidecar has none at all."""
-    try:
-        rate = float(fmr)
-    except ValueError:
-        rate = math.nan
+    rate = _rate(fmr)
     if not 0 < rate < 1:
         raise UserError(f"a false match rate lies between 0 and 1, such as 1e-3; got {fmr!r}")
     for name, threshold in contract.thresholds.items():
-        if math.isclose(float(name), rate):
+        if math.isclose(_rate(name), rate):
             return name, threshold
     if contract.thresholds:
         raise UserError(f"{contract.file} has no threshold at FMR {fmr}. It has: {', '.join(contract.thresholds)}")
     return fmr, None
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _face(path: Path, detector: str, aligned: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,18 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8; what it has no letter for, as in a name of other bytes, becomes a question mark."""
     with whole(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def printable(value: Any) -> Any:
+    """Without lone surrogates, as a name that is no UTF-8 has in Python: no reader of JSON and no page takes them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(inner) for key, inner in value.items()}
+    return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:

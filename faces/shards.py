@@ -228,8 +228,10 @@ def main() -> None:
 @run_cli
 def make(specs: tuple[str, ...], out: Path, colour: str, detector: str, aligned: bool, **settings: Any) -> None:
     """Check, align and pack faces. The same command continues where it was stopped."""
-    if any(spec != "orl" and out.resolve() == spec_path(spec).resolve() for spec in specs):
-        raise UserError(f"--out {out} is one of --data: shards among photos make it two sets; choose another folder")
+    if any(spec != "orl" and out.resolve().is_relative_to(spec_path(spec).resolve()) for spec in specs):
+        raise UserError(
+            f"--out {out} is or lies in one of --data: shards among photos make it two sets; choose another"
+        )
     parts = []
     for spec in specs:
         with _progress(f"reading {spec}", None) as advance:

@@ -41,7 +41,7 @@ def read(path: Path) -> Iterator[Record]:
         if _next_record(file, 0, most=1 << 20) is None:
             raise UserError(f"{path} is no RecordIO file: no record begins in its first MiB")
         index = path.with_suffix(".idx")
-        end, slack, count = None, 0, 0
+        end, slack, count, reached = None, 0, 0, 0
         for key, offset in _indexed(index) if index.is_file() else _scanned(file, known[0]):
             # The end is a float32: beyond 2**24 it may be some images off.
             if end is not None and key >= end + slack:
@@ -60,11 +60,15 @@ def read(path: Path) -> Iterator[Record]:
                 yield Record(f"{name}/{key}", b"", None, problem=str(problem))
                 continue
             count += key > 0
+            reached = max(reached, after)
             # One frame takes 8 bytes and up to 3 of padding, two take 16 and save the 4 of a magic number.
             framed = after - offset - len(payload) >= 12
             length = after - offset if framed else len(payload) - start
             place = Place(path, known, offset if framed else offset + 8 + start, length, framed)
             yield Record(f"{name}/{key}", payload[start:], identity, aligned=True, place=place)
+        # Without a record 0 nothing says how many there are.
+        if end is None and index.is_file() and _next_record(file, reached) is not None:
+            yield Record(name, b"", None, problem=f"end of the set ({index.name} ends before {path.name} does)")
     if end is not None and end - 1 - count > slack:
         yield Record(name, b"", None, problem=f"end of the set ({end - 1 - count} of {end - 1} images are not there)")
 
@@ -82,6 +86,8 @@ def _indexed(index: Path) -> Iterator[tuple[int, int]]:
     try:
         numbers = np.fromstring(index.read_bytes().decode("ascii"), dtype=np.int64, sep=" ")
         keys, offsets = numbers.reshape(-1, 2).T
+        if not len(keys):
+            raise ValueError("empty")
     except ValueError:
         raise UserError(
             f"{index} is no RecordIO index (KEY, tab, OFFSET a line); move it away and the .rec itself is scanned"

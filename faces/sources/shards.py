@@ -90,7 +90,7 @@ def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: 
     try:
         note = json.loads(parts.get(".json", b"{}"))
         identity, points = note.get("identity"), note.get("landmarks")
-        if not isinstance(identity, str | int | None):
+        if not isinstance(identity, str | int | None) or isinstance(identity, bool):
             raise TypeError(f"its identity is {identity!r}")
         landmarks = None if points is None else np.asarray(points, dtype=np.float64).reshape(5, 2)
         if landmarks is not None and (np.abs(landmarks) > _FARTHEST).any():
@@ -100,7 +100,7 @@ def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: 
     return Record(
         name,
         parts[suffix],
-        None if identity is None else str(identity),
+        None if identity in (None, "") else str(identity),
         landmarks,
         place=places.get(suffix),
     )

@@ -108,6 +108,7 @@ def test_what_is_no_tar_is_refused(tmp_path, data):
         b'{"identity": 5.0}',
         b'{"landmarks": [[1, 2]]}',
         b'{"landmarks": "text"}',
+        b'{"identity": true}',
         b'{"landmarks": [[1, 2], [3, 4], [Infinity, 2], [1, 2], [1, 2]]}',
         b'{"landmarks": [[1, 2], [3, 4], [1e300, 2], [1, 2], [1, 2]]}',
         b'{"landmarks": [[-Infinity, 2], [3, 4], [1, 2], [1, 2], [1, 2]]}',

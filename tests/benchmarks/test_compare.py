@@ -54,7 +54,15 @@ def test_two_rows_of_one_name_are_told(tmp_path):
 WITHOUT_RATE = json.dumps({"throughput": [{name: value for name, value in ROW.items() if name != "iqr"}]})
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"throughput": [{"batch": 1}]}', WITHOUT_RATE])
+ODD = [{"faces_per_second": None}, {"faces_per_second": 0}, {"faces_per_second": float("nan")}, {"runtime": " "},
+       {"iqr": "x"}, {"iqr": []}, {"artifact": ["a"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no json", "[" * 100_000, "[]", "{}", '{"throughput": [{"batch": 1}]}', WITHOUT_RATE]
+    + [json.dumps({"throughput": [ROW | odd]}) for odd in ODD],
+)
 def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
     file = tmp_path / "x.json"
     file.write_text(text)
@@ -62,6 +70,14 @@ def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
     assert done.exit_code == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"throughput": [7]}'])
+def test_overview_says_that_a_kept_file_is_damaged(tmp_path, text):
+    (tmp_path / "throughput.json").write_text(text)
+    done = CliRunner().invoke(overview.main, ["--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert f"{tmp_path / 'throughput.json'}: damaged" in done.stdout
 
 
 def test_overview_names_commands_and_what_is_kept(tmp_path):

@@ -59,6 +59,20 @@ def test_any_onnx_file_is_a_peer_and_a_missing_one_a_row(tiny_files, tmp_path, m
     assert (tmp_path / "p.svg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "weights"),
+    [
+        ("swin_b", "swin_b", None),
+        ("swin_b=a=b.pt", "swin_b", "a=b.pt"),
+        ("onnx:a.onnx?mean=.5,.5,.5&std=1,1,1", "onnx:a.onnx?mean=.5,.5,.5&std=1,1,1", None),
+        ("onnx:a=b.onnx", "onnx:a=b.onnx", None),
+        ("timm:vit?px=112", "timm:vit?px=112", None),
+    ],
+)
+def test_a_name_with_options_is_no_name_with_weights(text, name, weights):
+    assert embedders.name_and_weights(text) == (name, weights)
+
+
 def test_half_precision_has_as_many_parameters(tiny_files):
     with artifacts_of("tiny16", ("fp16",)) as files:
         half = next(embedders._of_onnx(file)[:2] for file in files if file.suffix == ".onnx")

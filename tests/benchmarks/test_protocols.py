@@ -1,6 +1,8 @@
 """The protocols on photos whose embedding is known: their mean colour."""
 
 import json
+import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -156,6 +158,27 @@ def test_one_command_fills_the_table(tiny_files, tmp_path):
     assert set(row["figures"]) == {"full", "same@32", "cross@32", "same@16", "cross@16"}
     assert "85.88 (bridge distillation" in done.stdout
     assert "0 of 20 pairs" in done.stdout
+
+
+def test_a_test_that_fails_loses_no_other_and_equal_names_are_told_apart(tiny_files, tmp_path):
+    draw = np.random.default_rng(0).integers
+    images = [cv2.imencode(".png", draw(0, 256, (112, 112, 3), np.uint8))[1].tobytes() for _ in range(40)]
+    for name, some in (("good", images), ("bad", images[:-2])):
+        (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((some, [True, False] * 10)))
+    again = tmp_path / "again" / tiny_files["fp32"].name
+    again.parent.mkdir()
+    for suffix in ("", ".json"):
+        shutil.copy(f"{tiny_files['fp32']}{suffix}", f"{again}{suffix}")
+    command = ["protocols", "--px", "16", "--json", tmp_path / "p"]
+    command += [part for file in (tiny_files["fp32"], again) for part in ("--artifact", file)]
+    command += [part for name in ("bad", "good") for part in ("--bin", tmp_path / f"{name}.bin")]
+    done = CliRunner().invoke(accuracy.main, [str(one) for one in command])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    rows = json.loads((tmp_path / "p").read_text())["protocols"]
+    assert [(row["test"], bool(row["figures"])) for row in rows] == [("bad", False), ("good", True)] * 2
+    assert rows[0]["reason"] in done.stdout
+    assert len({row["model"] for row in rows}) == 2
 
 
 @pytest.mark.parametrize(

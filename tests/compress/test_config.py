@@ -4,6 +4,7 @@ import json
 import pytest
 
 from compress.config import PRESETS, Config, as_dict, known_keys, load_config
+from compress.idle import refuse_idle
 from faces.errors import UserError
 from teachers.settings import READS, Finetune, finetune_settings
 
@@ -277,23 +278,24 @@ def test_a_setting_that_another_switches_off_is_refused(method, beside, idle):
         ("distill.optimiser=sgd", "distill.warmup=0.1", "distill.optimiser=adamw"),
         ("data.val=faces", "data.test_share=0.5", "data.val=none"),
         ("data.pairs=pairs.csv", "evaluate.most=50", "data.pairs=none"),
+        ("data.pairs=pairs.csv", "evaluate.folds=2", "data.pairs=none"),
+        ("distill.mode=dc", "adapt.keep=1", "distill.mode=s"),
         ("export.teacher=false", "export.alpha=gallery", "export.teacher=true"),
         ("teacher.finetune.method=none", "teacher.checks=9", "teacher.finetune.method=full"),
         ("teacher.name=dlib_resnet", "teacher.views=50", "teacher.name=swin_b"),
     ],
 )
-def test_what_the_rest_of_the_run_does_not_read_is_refused(beside, idle, unless, tmp_path):
-    key, _, value = idle.partition("=")
+def test_what_the_rest_of_the_run_does_not_read_is_refused(beside, idle, unless):
+    key = idle.partition("=")[0]
     with pytest.raises(UserError, match=f"^--set {key} changes nothing here: "):
-        load(beside, idle)
-    load(unless, idle)
+        refuse_idle([load(beside, idle)], [beside, idle])
+    refuse_idle([load(unless, idle)], [unless, idle])
+    refuse_idle([load(beside, idle), load(unless, idle)], [idle])  # one of a study's rows reads it
+    refuse_idle([load(beside, idle)], [beside, idle], spared=[key])
     plain = load(beside)
     for name in key.split("."):
         plain = getattr(plain, name)
-    load(beside, f"{key}={plain}")  # what it is anyway
-    section, name = key.split(".")
-    quoted = value if value[0].isdigit() else f'"{value}"'
-    load(beside, file=toml(tmp_path, f"[{section}]\n{name} = {quoted}\n"))  # a file may keep those of several runs
+    refuse_idle([load(beside, f"{key}={plain}")], [beside, f"{key}={plain}"])  # what it is anyway
 
 
 def test_copies_of_a_face_each_have_a_size_of_their_own():

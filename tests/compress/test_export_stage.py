@@ -1,6 +1,7 @@
 """What a run hands to the exporters."""
 
 import contextlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import pytest
 
 from compress import artifacts
 from compress.config import load_config
+from export.kit import read_kit, write_kit
+from faces.errors import UserError
 from faces.files import sha256
 
 FACTS = {
@@ -52,6 +55,21 @@ def test_first_weights_bring_their_terms_along(kit):
     assert kit().data.licence == "unknown"
     first = kit("distill.weights=/private/start.safetensors").data.licence
     assert first == "unknown; on top the terms of the faces that its first weights (start.safetensors) saw"
+
+
+def test_a_name_that_is_no_utf8_can_be_read_back(tmp_path, kit, monkeypatch):
+    odd = os.fsdecode(b"f\xff")
+    monkeypatch.setitem(FACTS, "data", FACTS["data"] | {"public": {"name": odd, "licence": odd}, "test_name": odd})
+    (tmp_path / f"{odd}.csv").write_text("key_a,key_b,same,fold\n")
+    made = kit(f"data.pairs={odd}.csv")
+    write_kit(tmp_path, made)
+    found = read_kit(tmp_path)
+    assert found == made
+    assert (found.test_name, found.data.name) == ("f?", "f?")
+    assert Path(found.pairs).is_file()
+    (tmp_path / "export.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        read_kit(tmp_path)
 
 
 @pytest.mark.parametrize("teacher", [False, True])

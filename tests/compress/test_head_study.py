@@ -176,6 +176,7 @@ def test_after_a_run_its_own_seed_alone_is_told(people, tmp_path):
         (("--data", "nowhere"), "nowhere"),
         (("--set", "benchmark.windows=20"), "--set benchmark: "),
         (("--set", "adapt.steps=5"), "--set adapt, "),
+        (("--set", "distill.mimic_weight=7"), "--set distill.mimic_weight changes nothing here"),
         (("--set", "distill.weights=zoo"), "starts from --student-weights"),
     ],
 )
@@ -204,6 +205,15 @@ def test_the_pipeline_says_at_once_that_there_is_no_such_set(tmp_path):
     assert done.exit_code == 2
     assert "no face data" in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pipeline_takes_what_the_head_alone_reads(people, tmp_path):
+    arguments = ["--teacher", "dlib_resnet", "--set", "distill.mode=s", "--set", "distill.class_loss=arcface"]
+    arguments += ["--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(pipeline.main, [*arguments, "--stages", "nowhere"])
+    assert "--set distill.class_loss changes nothing here" in done.output
+    done = CliRunner().invoke(pipeline.main, [*arguments, "--stages", "nowhere", "--finetune-head", str(people)])
+    assert "unknown stage 'nowhere'" in done.output
 
 
 def test_the_pipeline_fits_no_head_to_an_earlier_runs_student(people, tmp_path):

@@ -307,6 +307,8 @@ def test_partial_rows_do_not_stop_the_report(tmp_path: Path) -> None:
     assert "1 unreadable line" not in text, "0. is a number"
     (tmp_path / "curves.csv").write_text("step,loss\n0,1.0\n40,0.5\n80")
     assert "1 unreadable line left out" in write_report(tmp_path).read_text()
+    (tmp_path / "curves.csv").write_text("step,loss\n0,1e308\n40,-1e308\n80,1\n" + "9" * 200_000 + ",1\n")
+    assert "fewer than two readable points" in write_report(tmp_path).read_text()
     (tmp_path / "curves.csv").write_text("step,loss\n0,nan\n")
     assert "fewer than two readable points" in write_report(tmp_path).read_text()
 

@@ -144,6 +144,9 @@ def test_other_settings_are_other_rows(ended, people, monkeypatch, tmp_path):
         (["--student", "tiny"], "unknown student"),
         (["--set", "distill.sample=5"], "did you mean 'distill.samples'"),
         (["--set", "export.formats=onnx"], "--set export="),
+        # Read in some of its rows, though not in all.
+        (["--set", "distill.class_weight=.1", "--set", "distill.temperature=6", "--data", "/nowhere"], "no face data"),
+        (["--set", "distill.class_weight=.1", "--row", "s relational"], "--set distill.class_weight changes nothing"),
         (["--set", "evaluate.px=24"], "--set evaluate.px="),
         (["--data", "/nowhere"], "no face data"),
     ],

@@ -142,6 +142,21 @@ def test_an_index_that_ends_early_is_told(tmp_path):
     assert len(faces) == 3
 
 
+def test_an_index_that_ends_early_is_told_without_record_0_too(tmp_path):
+    folder = write(tmp_path / "s", [record(i // 2, png(i)) for i in range(4)])
+    assert open_faces(str(folder)).integrity.skipped == {}
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(lines[:2]))
+    assert open_faces(str(folder)).integrity.skipped == {"end of the set (train.idx ends before train.rec does)": 1}
+
+
+def test_an_empty_index_is_told(tmp_path):
+    folder = write(tmp_path / "s", [record(i // 2, png(i)) for i in range(4)])
+    (folder / "train.idx").write_text("")
+    with pytest.raises(UserError, match=r"train\.idx is no RecordIO index .* move it away"):
+        open_faces(str(folder))
+
+
 def test_the_order_of_the_index_does_not_matter(tmp_path):
     folder = write(tmp_path / "s", insightface([png(i) for i in range(4)]))
     before = open_faces(str(folder)).keys

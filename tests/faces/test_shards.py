@@ -91,7 +91,8 @@ def test_people_of_one_name_in_two_sets_are_told(tmp_path):
 def test_shards_are_not_put_among_the_photos(tmp_path):
     source = _people(tmp_path / "people")
     done = _run("make", "--data", source, "--aligned", "--out", f"{source}/../people")
-    assert (done.exit_code, "is one of --data" in done.stderr) == (2, True)
+    assert (done.exit_code, "is or lies in one of --data" in done.stderr) == (2, True)
+    assert _run("make", "--data", source, "--aligned", "--out", source / "shards").exit_code == 2
     assert not list(source.glob("*.tar"))
 
 
