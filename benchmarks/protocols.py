@@ -111,7 +111,7 @@ def search(test: Search, reader: Reader, peer: Embedder, closed_set: bool = Fals
     known, asked = np.flatnonzero(usable[:count]), np.flatnonzero(usable[count:])
     found = _counted(reader, len(test.probes), len(asked), "probes")
     if not len(known) or not len(test.probes):
-        return found | {"figures": {}, "reason": "no gallery image is left"}
+        return found | {"figures": {}, "reason": "no gallery image is left" if not len(known) else "there is no probe"}
     names, owner = np.unique([people[i] for i in known], return_inverse=True)
     gallery = rows[known]
     if closed_set:

@@ -102,6 +102,13 @@ def test_ranks_with_distractors_and_a_missing_probe(photo, gone):
     assert found["gallery"] == 3
 
 
+@pytest.mark.parametrize(("there", "why"), [(True, "there is no probe"), (False, "no gallery image is left")])
+def test_what_a_search_lacks_is_named(photo, gone, there, why):
+    test = Search(gallery=((photo("ann") if there else gone, "ann"),), probes=() if there else ((photo("bo"), "bo"),))
+    found = protocols.search(test, protocols.Reader("dlib", True), PEER)
+    assert (found["figures"], found["reason"]) == ({}, why)
+
+
 def test_a_closed_set_by_means(photo):
     test = Search(
         tuple((photo(who), who) for who in COLOURS for _ in range(2)), tuple((photo(who), who) for who in COLOURS)
