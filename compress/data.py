@@ -67,6 +67,11 @@ def run(run: Run) -> dict[str, Any]:
             skipped["training face nearly the same as a test face"] = copies
     if len(train) < 2:
         raise UserError("one face to learn from is too few: a student learns how faces differ. Add faces to --data")
+    if run.config.distill.mode == "c" and not len(train.labelled):
+        raise UserError(
+            "distill.mode=c learns from labels alone, and nobody is known in --data: give people with two faces or "
+            "more, or choose another mode"
+        )
     # Test faces that form no pairs are found here, not after the training.
     test_pairs(test, run.config, run.config.seed)
     write_json(

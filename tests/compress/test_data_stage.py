@@ -130,6 +130,18 @@ def test_one_face_is_nothing_to_learn_from(tmp_path):
         stage(tmp_path, tmp_path / "a", **{"data.val": str(tmp_path / "val")})
 
 
+def test_labels_alone_need_labels(tmp_path):
+    people(tmp_path / "val", "pqrst", seed=1)
+    people(tmp_path / "a", "uvwxyz", seed=2)
+    # One image of each person: nobody is known.
+    for file in (tmp_path / "a").glob("*/[1-5].png"):
+        file.unlink()
+    given = {"data.val": str(tmp_path / "val")}
+    assert stage(tmp_path, tmp_path / "a", **given)[0]["public"]["unlabelled"] == 6
+    with pytest.raises(UserError, match=r"distill\.mode=c learns from labels alone, and nobody is known in --data"):
+        stage(tmp_path, tmp_path / "a", **given, **{"distill.mode": "c"})
+
+
 def test_a_set_of_copies_is_refused(tmp_path):
     for i, name in enumerate("pqrstu"):
         people(tmp_path / f"part-{name}", [name], seed=1, corner=i)
