@@ -9,10 +9,11 @@ import click
 import numpy as np
 
 from android_demo import finder
+from benchmarks.output import cell, gap_cell
 from export import crops, runtimes
-from faces import open_faces
 from faces.cli import run_cli
-from faces.verification import Pairs, best_threshold, read_pairs, similarity
+from faces.parts import open_parts
+from faces.verification import correct_by_fold, similarity
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,8 +24,8 @@ from faces.verification import Pairs, best_threshold, read_pairs, similarity
 def main(artifact: Path, data: str, file: Path) -> None:
     """Verification accuracy on fixed pairs by the data's five points, by some of them, by the demo's finder."""
     opened = runtimes.load(artifact)
-    faces = open_faces(data)
-    pairs = read_pairs(file, faces.keys)
+    (part,) = open_parts([(data, str(file))])
+    faces, pairs = part.faces, part.pairs
     ways: dict[str, np.ndarray] = {"five points": faces.landmarks}
     for name, kept in (("eyes and nose", 3), ("eyes alone", 2)):
         ways[name] = faces.landmarks.copy()
@@ -38,33 +39,13 @@ def main(artifact: Path, data: str, file: Path) -> None:
     for name, landmarks in ways.items():
         embeddings = opened.embed(crops.model_crops(faces.images, landmarks, opened.sidecar))
         scores = similarity(embeddings[pairs.a], embeddings[pairs.b], opened.sidecar.metric)
-        rows[name] = right(scores, pairs)
+        rows[name] = correct_by_fold(scores, pairs).astype(float)
     click.echo(f"{len(faces)} faces, {len(pairs.a)} pairs; the finder missed {len(missed)} faces (given five points)")
     click.echo("| aligned by | accuracy, % | points from five |\n|---|--:|--:|")
-    base = rows["five points"]
-    for name, hits in rows.items():
-        low, high = interval(hits.astype(float) - base) if hits is not base else (0.0, 0.0)
-        difference = 100 * (hits.mean() - base.mean())
-        told = "-" if hits is base else f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
-        click.echo(f"| {name} | {100 * hits.mean():.2f} | {told} |")
-
-
-def right(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """(P,) bool: was the pair judged rightly by the threshold of the other folds?"""
-    hits = np.empty(len(scores), dtype=bool)
-    for fold in range(pairs.folds):
-        inside = pairs.fold == fold
-        threshold = best_threshold(scores[~inside], pairs.same[~inside])
-        hits[inside] = (scores[inside] >= threshold) == pairs.same[inside]
-    return hits
-
-
-def interval(differences: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95% interval of the mean, percentage points, pairs resampled."""
-    rng = np.random.default_rng(0)
-    means = [differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
+    for name, right in rows.items():
+        gap = None if name == "five points" else part.interval(right - rows["five points"])
+        told = gap_cell(gap)
+        click.echo(f"| {name} | {cell(part.interval(right))} | {told} |")
 
 
 if __name__ == "__main__":
