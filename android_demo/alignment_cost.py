@@ -22,7 +22,8 @@ from faces.verification import correct_by_fold, similarity
 @click.option("--pairs", "file", required=True, type=click.Path(path_type=Path), help="key_a,key_b,same,fold.")
 @run_cli
 def main(artifact: Path, data: str, file: Path) -> None:
-    """Verification accuracy on fixed pairs by the data's five points, by some of them, by the demo's finder."""
+    """Verification accuracy on fixed pairs by the data's five points, by some of them, by points that are off (each
+    coordinate by so much, one sigma), by the demo's finder."""
     opened = runtimes.load(artifact)
     (part,) = open_parts([(data, str(file))])
     faces, pairs = part.faces, part.pairs
@@ -30,6 +31,12 @@ def main(artifact: Path, data: str, file: Path) -> None:
     for name, kept in (("eyes and nose", 3), ("eyes alone", 2)):
         ways[name] = faces.landmarks.copy()
         ways[name][:, kept:] = np.nan
+    eyes = np.linalg.norm(faces.landmarks[:, 0] - faces.landmarks[:, 1], axis=1)[:, None, None]
+    noise = np.random.default_rng(0).standard_normal(faces.landmarks.shape) * eyes
+    for share in (0.05, 0.1):
+        ways[f"each point off by {share:.0%} of the eyes' distance"] = faces.landmarks + share * noise.astype(
+            np.float32
+        )
     found = [finder.detect(image) for image in faces.images]
     missed = [i for i, points in enumerate(found) if points is None]
     ways["the demo's finder"] = np.stack(

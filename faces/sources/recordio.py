@@ -56,7 +56,8 @@ def read(path: Path) -> Iterator[Record]:
                     continue  # the range of an identity is no image either
                 identity = f"{name}-{_number(labels[0])}"
             except _Corrupt as problem:
-                count += key > 0
+                # Told by itself; where the next one begins is not known.
+                count, reached = count + (key > 0), known[0]
                 yield Record(f"{name}/{key}", b"", None, problem=str(problem))
                 continue
             count += key > 0

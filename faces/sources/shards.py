@@ -100,7 +100,7 @@ def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: 
     return Record(
         name,
         parts[suffix],
-        None if identity in (None, "") else str(identity),
+        None if identity is None else str(identity),
         landmarks,
         place=places.get(suffix),
     )
