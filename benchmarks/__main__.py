@@ -16,6 +16,7 @@ QUESTIONS = (
     ("How fast on a phone, or an ARM core?", "python -m benchmarks.mobile", "mobile"),
     ("Against what else one could install?", "python -m benchmarks.peers", "peers"),
     ("How accurate, under which protocol?", "python -m benchmarks.accuracy protocols", "protocols"),
+    ("What is an interval worth?", "python -m benchmarks coverage", "coverage"),
     ("How fast does it train?", "python -m benchmarks.throughput train --student tiny16", "training"),
     ("Did anything become slower?", "python -m benchmarks compare OLD.json NEW.json", None),
 )
@@ -24,6 +25,7 @@ QUESTIONS = (
 class _Commands(LazyGroup):
     lazy: ClassVar = {
         "compare": ("benchmarks.compare:main", "Which rows of two files moved beyond their noise."),
+        "coverage": ("benchmarks.coverage:main", "How often the 95% intervals hold the truth, on made people."),
         "gpu": ("benchmarks.gpu:main", "All that waits for a GPU, in ten minutes, as JSON."),
         "mobile": ("benchmarks.mobile:main", "A phone over adb, or instructions per face under qemu."),
         "peers": ("benchmarks.peers:main", "Other embedders on the same clock and pairs."),

@@ -243,7 +243,8 @@ def _write(found: dict[str, list[dict[str, Any]]], out: Path, config: Config) ->
         f"Teacher {teacher}, student {student}, {' + '.join(config.data.public)}, "
         f"{config.distill.samples:,} degraded faces seen by each student; accuracy in % on the unseen people of "
         f"{len(best['accuracy'])} identity splits, each the mean of {PAIR_DRAWS} draws of pairs. "
-        f"Behind best: mean paired difference with its 95% t-interval.",
+        f"Behind best: mean paired difference with its 95% t-interval, which is too narrow: splits share people, and "
+        f"the best is chosen by these very figures.",
         "",
         *output.table(heads, cells),
     ]

@@ -8,12 +8,17 @@ from faces.dataset import Faces
 from faces.errors import UserError
 from faces.verification import Pairs, make_pairs, read_pairs
 
+_OF_ONE = 10
+"""A set may hold hundreds of faces of one person: whole people alone would then be three of them, and a threshold or
+an accuracy would be theirs."""
+
 
 def choose_faces(test: Faces, file: Path | None, most: int, seed: int) -> tuple[Faces, Pairs | None, str]:
     """At most `most` of the faces, their pairs (None: too few people for any), and what to say of these, or nothing.
 
     The pairs are those of `file`, a CSV, where its faces are not more than `most`; else as many as can be drawn. The
-    faces of the file come first, then whole people by seed, so that pairs are left, and unlabelled faces last.
+    faces of the file come first, then people by seed with ten faces each, so that there are pairs of many people, then
+    these people's other faces, and unlabelled faces last.
     UserError where the file does not fit the faces.
     """
     fixed = None if file is None else read_pairs(file, test.keys)
@@ -23,9 +28,12 @@ def choose_faces(test: Faces, file: Path | None, most: int, seed: int) -> tuple[
         people = np.argsort(np.random.default_rng([seed, 17]).permutation(test.identities.max() + 1))
         # The last place is that of identity -1.
         rank = np.append(people, len(people))[test.identities]
+        level = np.where(test.identities < 0, 2, 0)
+        for person in range(len(people)):
+            level[np.flatnonzero(test.identities == person)[_OF_ONE:]] = 1
         if fits:
-            rank[named] = -1
-        test = test.subset(np.sort(np.argsort(rank, kind="stable")[:most]))
+            level[named] = -1
+        test = test.subset(np.sort(np.lexsort((rank, level))[:most]))
     if file is not None and fits:
         return test, read_pairs(file, test.keys), ""
     try:

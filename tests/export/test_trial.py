@@ -67,6 +67,18 @@ def test_people_come_before_unlabelled_faces(faces, seed):
     assert pairs.same.sum() == 5 * 45
 
 
+def test_one_person_of_many_faces_does_not_take_the_place_of_the_others(faces):
+    crowd = replace(faces, identities=np.where(faces.identities < 20, 0, faces.identities - 19), names=faces.names[:21])
+    for seed in range(4):
+        chosen, pairs, _ = choose_faces(crowd, None, 210, seed)
+        assert np.bincount(chosen.identities).tolist() == [10] * 21
+        assert pairs.same.sum() == 21 * 45
+    # Where there is room for all of the people, the further faces of one come before nobody's.
+    more = replace(crowd, identities=np.where(crowd.identities > 10, -1, crowd.identities), names=crowd.names[:11])
+    chosen, _, _ = choose_faces(more, None, 300, 0)
+    assert np.bincount(chosen.identities).tolist() == [200, *[10] * 10]
+
+
 def test_faces_that_nobody_named_have_no_pairs(faces):
     nobody = replace(faces, identities=np.full(400, -1), names=())
     chosen, pairs, _ = choose_faces(nobody, None, 100, 0)

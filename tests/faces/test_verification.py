@@ -130,13 +130,33 @@ def _csv(path, rows):
 
 def test_fixed_pairs_are_found_by_key_or_by_its_end(tmp_path):
     keys = ("set/a/1", "set/b/1", "set/b/2", "3", "set/c/3")
-    rows = [("set/a/1", "b/1", 1, 5), ("2", "3", 0, 9), ("c/3", "2", 0, 5)]
+    rows = [("set/a/1", "b/1", 1, 5), ("2", "3", 0, 9), ("c/3", "2", 0, 5), ("b/1", "2", 1, 9)]
     pairs = read_pairs(_csv(tmp_path / "pairs.csv", rows), keys)
-    assert pairs.a.tolist() == [0, 2, 4]
-    assert pairs.b.tolist() == [1, 3, 2]
-    assert pairs.same.tolist() == [True, False, False]
-    assert pairs.fold.tolist() == [0, 1, 0]
+    assert pairs.a.tolist() == [0, 2, 4, 1]
+    assert pairs.b.tolist() == [1, 3, 2, 2]
+    assert pairs.same.tolist() == [True, False, False, True]
+    assert pairs.fold.tolist() == [0, 1, 0, 1]
     assert pairs.folds == 2
+
+
+def test_a_fold_whose_threshold_one_class_alone_would_set_is_refused(tmp_path):
+    path = _csv(tmp_path / "pairs.csv", [("1", "2", 1, 0), ("3", "4", 1, 0), ("1", "3", 0, 1), ("2", "4", 0, 1)])
+    with pytest.raises(UserError, match="outside each of two folds or more"):
+        read_pairs(path, ("1", "2", "3", "4"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_an_embedding_that_is_no_number_is_refused(metric, value):
+    rng = np.random.default_rng(0)
+    good, bad = rng.standard_normal((2, 8, 4))
+    bad[3, 1] = value
+    for compare in (similarity, similarity_matrix):
+        compare(good, good, metric)
+        with pytest.raises(UserError, match=r"^1 embeddings are not finite"):
+            compare(good, bad, metric)
+    with pytest.raises(UserError, match=r"^1 embeddings are not finite"):
+        rank1(bad, bad, np.arange(8) // 2, metric)
 
 
 def test_a_key_that_fits_two_faces_is_refused(tmp_path):
