@@ -8,7 +8,7 @@ from pathlib import Path
 import fake_run
 import pytest
 
-from compress.report import write_model_card
+from compress.report import write_model_card, write_report
 from compress.zoo import published
 
 
@@ -36,3 +36,12 @@ def test_the_card_tells_the_command_as_it_was_typed(setting: str, tmp_path: Path
         found = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
         assert found
         assert shlex.split(found[2]) == [*typed, name]
+
+
+@pytest.mark.parametrize("people", [10, 300])
+def test_intervals_from_few_people_are_called_too_narrow(tmp_path: Path, people: int) -> None:
+    value = fake_run.results()
+    value["data"]["split"]["test_identities"] = people
+    fake_run.write(tmp_path, value)
+    pages = [write_report(tmp_path).read_text(), write_model_card(tmp_path).read_text()]
+    assert [("too narrow" in page) for page in pages] == [people == 10] * 2
