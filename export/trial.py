@@ -28,9 +28,10 @@ def choose_faces(test: Faces, file: Path | None, most: int, seed: int) -> tuple[
         people = np.argsort(np.random.default_rng([seed, 17]).permutation(test.identities.max() + 1))
         # The last place is that of identity -1.
         rank = np.append(people, len(people))[test.identities]
-        level = np.where(test.identities < 0, 2, 0)
-        for person in range(len(people)):
-            level[np.flatnonzero(test.identities == person)[_OF_ONE:]] = 1
+        order = np.argsort(test.identities, kind="stable")
+        place = np.empty_like(order)  # of a face among its person's
+        place[order] = np.arange(len(order)) - np.searchsorted(test.identities, test.identities[order], sorter=order)
+        level = np.where(test.identities < 0, 2, place >= _OF_ONE)
         if fits:
             level[named] = -1
         test = test.subset(np.sort(np.lexsort((rank, level))[:most]))
