@@ -60,9 +60,10 @@ def _best(found: dict[str, Any]) -> str:
             ", ".join(f"{len(value)} {name}" for name, value in found.items() if isinstance(value, list)) or "no rows"
         )
     best = max(rows, key=lambda row: row["faces_per_second"])
+    # A loop of a training is no artifact.
+    named = [str(best[name]) for name in ("artifact", "model", "student", "loop", "runtime") if name in best]
     return (
-        f"{len(rows)} rows, at best {best['faces_per_second']:,.0f} faces/s ({best['artifact']}, {best['runtime']}, "
-        f"batch {best['batch']})"
+        f"{len(rows)} rows, at best {best['faces_per_second']:,.0f} faces/s ({', '.join(named)}, batch {best['batch']})"
     )
 
 

@@ -72,6 +72,13 @@ def test_a_file_without_rows_is_told_in_one_line(tmp_path, text):
     assert done.stderr.count("\n") == 1
 
 
+def test_no_file_that_is_kept_is_called_damaged():
+    done = CliRunner().invoke(overview.main, [])
+    assert done.exit_code == 0
+    assert done.stdout.count("kept in") > 5
+    assert "damaged" not in done.stdout
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"throughput": [7]}'])
 def test_overview_says_that_a_kept_file_is_damaged(tmp_path, text):
     (tmp_path / "throughput.json").write_text(text)
