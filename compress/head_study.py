@@ -77,7 +77,8 @@ def head(
     plain = load_config("quick", None, {"distill.student": student}, ())
     config = load_config("quick", None, {"distill.student": student}, settings)
     check_unused(config, plain)
-    if config.adapt != plain.adapt or (config.distill.mode, config.distill.weights) != ("sc", None):
+    others = [(one.adapt, one.distill.mode, one.distill.weights) for one in (config, plain)]
+    if others[0] != others[1]:
         raise UserError(
             "--set adapt, distill.mode, distill.weights: this study has no teacher, and starts from --student-weights; "
             "leave it out"

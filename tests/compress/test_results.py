@@ -8,8 +8,10 @@ from typing import Any
 
 import fake_run
 import pytest
+from pydantic import ValidationError
 
 from compress import results
+from compress.result_artifacts import Price
 from faces.errors import UserError
 
 REQUIRED = {
@@ -148,3 +150,13 @@ def test_every_field_is_documented() -> None:
         if not field.get("description")
     ]
     assert undocumented == []
+
+
+@pytest.mark.parametrize("lost", ["accuracy", "accuracy_per_image", "ci95"])
+def test_a_price_is_measured_whole_or_not_at_all(lost):
+    price = {"px": 16, "cosine_least": 0.9, "cosine_mean": 0.99, "accuracy": 90.0, "accuracy_per_image": 91.0,
+             "ci95": [-2.0, 0.1], "pairs": 7}  # fmt: skip
+    Price.model_validate(price)
+    Price.model_validate(price | {"accuracy": None, "accuracy_per_image": None, "ci95": None})
+    with pytest.raises(ValidationError, match="measured together or not at all"):
+        Price.model_validate(price | {lost: None})
