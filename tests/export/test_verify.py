@@ -147,6 +147,12 @@ def test_unknown_rates(exported, photos, fmr):
         verify(artifact, photos / "s1/1.pgm", photos / "s1/2.pgm", fmr)
 
 
+def test_a_threshold_whose_rate_is_no_number_is_passed_over(exported, photos):
+    artifact = _with_thresholds(export.load(exported / "student.onnx"), {"low": 0.5})
+    with pytest.raises(UserError, match=r"no threshold at FMR 1e-3\. It has: low"):
+        verify(artifact, photos / "s1/1.pgm", photos / "s1/2.pgm", "1e-3", aligned=True)
+
+
 def test_images_that_cannot_be_compared_are_named(exported, photos, tmp_path):
     artifact = export.load(exported / "student.onnx")
     good = photos / "s1/1.pgm"
