@@ -88,8 +88,12 @@ def finetune(
     people, a teacher with adapters, a batch that the processes cannot share, a checkpoint of another run, a loss that
     is not finite, features that collapse to one point.
     """
-    if is_sharded(fabric) and (how.average or (how.method, how.contrastive) == ("qgface", "momentum")):
-        raise UserError("averaged weights and the momentum queue need the whole network on each process: not with fsdp")
+    whole = how.average or how.interpolate < 1 or (how.method, how.contrastive) == ("qgface", "momentum")
+    if is_sharded(fabric) and whole:
+        raise UserError(
+            "averaged or interpolated weights and the momentum queue need the whole network on each process: not with "
+            "fsdp"
+        )
     if is_sharded(fabric):
         # A part of a sharded network cannot be run on its own.
         check = None
@@ -191,7 +195,8 @@ class _Trainer:
         )
         own = [p for p in self.method.parameters() if p.requires_grad]
         self.head_optimiser = create_head_optimiser(own, how) if own else None
-        self.mean = Average(self.model, how.average) if how.average else None
+        kept = how.average or how.interpolate < 1
+        self.mean = Average(self.model, how.average, how.interpolate) if kept else None
         self.reader = ThreadPoolExecutor(1)
         self._restore()
         if self.method.centre is not None:

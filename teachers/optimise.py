@@ -42,16 +42,19 @@ def create_head_optimiser(parameters: list[nn.Parameter], how: Finetune) -> torc
 
 
 class Average(nn.Module):
-    """A moving average of a model's trained parameters, corrected for its start as Adam's moments are.
+    """The weights that a fine-tuning ends with: a moving average of the trained ones, corrected for its start as
+    Adam's moments are, and drawn back towards those before the first step (`interpolate` in `teachers.settings`).
 
     torch.optim.swa_utils keeps a whole copy of the model, frozen weights and queues included; this keeps what trains.
     """
 
     count: Tensor
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, interpolate: float = 1.0) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.interpolate = decay, interpolate
+        # A run that is continued begins with the same weights again, before it reads its checkpoint.
+        self.start = [parameter.detach().clone() for parameter in trained(model)] if interpolate < 1 else []
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         for i, parameter in enumerate(trained(model)):
             self.register_buffer(f"p{i}", torch.zeros_like(parameter.detach()))
@@ -64,11 +67,13 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def put(self, model: nn.Module) -> list[Tensor]:
-        """Write the average into the model; returns what was there."""
+        """Write the weights into the model; returns what was there."""
         before = [parameter.detach().clone() for parameter in trained(model)]
         if self.count:
             for i, parameter in enumerate(trained(model)):
                 parameter.copy_(self.get_buffer(f"p{i}") / (1 - self.decay ** int(self.count)))
+                if self.start:
+                    parameter.copy_(self.start[i].lerp(parameter, self.interpolate))
         return before
 
     @contextlib.contextmanager

@@ -50,8 +50,10 @@ class Finetune:
     off): the rate then falls linearly to zero (the papers' polynomial of power 1). relative: each tensor's rate is lr
     times the root mean square of its weights, as in Adafactor: in a network without batch norms, as dlib's with its
     affine layers folded, weights differ 70-fold in size from layer to layer. average: decay of the moving
-    average of the weights that the teacher ends with (0 = the last weights; not with fsdp). train_batch_norm: batch
-    norms use and learn the batch's statistics; else they stay frozen in evaluation mode.
+    average of the weights that the teacher ends with (0 = the last weights; not with fsdp). interpolate: share of the
+    way from the weights before to these at which the teacher ends (Wortsman et al. 2022, WiSE-FT; ours, none of the
+    face papers does it): below 1 it forgets less (1 = all of it; not with fsdp). train_batch_norm: batch norms use and
+    learn the batch's statistics; else they stay frozen in evaluation mode.
 
     full, lora, petalface: head (margin loss), margin, scale (None = the loss's own), head_from (where its class
     weights start: the mean embedding of each person's first faces, or random numbers, as published), center:
@@ -85,6 +87,7 @@ class Finetune:
     warmup: Share = 0.05
     clip: Annotated[float, Field(ge=0)] = 5.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    interpolate: Annotated[float, Field(gt=0, le=1)] = 1.0
     train_batch_norm: bool = False
     head: Literal["softmax", "sphereface", "cosface", "arcface", "adaface"] = "cosface"
     margin: Maybe[Annotated[float, Field(ge=0)]] = None
@@ -132,7 +135,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qgface": {"lr": 2e-5, "weight_decay": 5e-4, "head": "adaface"},
 }
 
-_ALL = "method steps batch accumulate optimiser lr relative weight_decay warmup clip average train_batch_norm "
+_ALL = (
+    "method steps batch accumulate optimiser lr relative weight_decay warmup clip average interpolate train_batch_norm "
+)
 _CLASSES = _ALL + "head margin scale head_from "
 _FULL = _CLASSES + "center sample_rate low_share low_px "
 _LORA = _FULL + "rank lora_scale dropout twin single "
@@ -191,6 +196,8 @@ def check_settings(how: Finetune) -> None:
     """UserError where settings that are right one by one do not go together."""
     if how.train_batch_norm and how.method in ("lora", "petalface"):
         raise UserError("train_batch_norm: adapters go with frozen weights, whose statistics must stay as they are")
+    if how.train_batch_norm and how.interpolate < 1:
+        raise UserError("interpolate: the statistics that train_batch_norm learns fit no other weights; leave one out")
     if how.method == "octuplet" and how.batch < 4:
         raise UserError("batch: octuplet compares two images each of two people at least: 4 or more")
     if how.method == "octuplet" and how.copies > len(set(how.sizes)):

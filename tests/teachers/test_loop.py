@@ -24,7 +24,7 @@ from teachers.settings import finetune_settings
 
 SCRATCH = {"train_batch_norm": True, "head_from": "random", "optimiser": "sgd", "lr": 0.05}
 CASES = [
-    ("dlib_resnet", "octuplet", {"average": 0.7}),
+    ("dlib_resnet", "octuplet", {"average": 0.7, "interpolate": 0.8}),
     ("dlib_resnet", "octuplet", {"anchor": 0.0}),
     ("dlib_resnet", "octuplet", {"unlabelled": 4, "relational": 1.0}),
     ("dlib_resnet", "petalface", {"center": 0.01}),
@@ -263,6 +263,18 @@ def test_the_average_is_that_of_the_weights_along_the_way(tmp_path) -> None:
         expected = sum(share * state[name].double() for share, state in zip(shares, along, strict=True)) / sum(shares)
         assert torch.allclose(value.double(), expected, atol=1e-6), name
     assert largest_difference(averaged, along[-1]) > 1e-5
+
+
+@pytest.mark.parametrize(("method", "average"), [("full", 0.0), ("octuplet", 0.5), ("lora", 0.0)])
+def test_interpolated_weights_lie_between_those_before_and_those_after(method, average, tmp_path) -> None:
+    whole = train(str(tmp_path / "whole"), "dlib_resnet", method, average=average)
+    drawn_back = train(str(tmp_path / "back"), "dlib_resnet", method, average=average, interpolate=0.75)
+    # Adapters too: as the loop seeds them.
+    before = train(str(tmp_path / "before"), "dlib_resnet", method, lr=1e-30)
+    for name, value in drawn_back.items():
+        expected = 0.25 * before[name].double() + 0.75 * whole[name].double()
+        assert torch.allclose(value.double(), expected, atol=1e-6), name
+    assert largest_difference(drawn_back, whole) > 1e-6
 
 
 def test_spread_of_known_features() -> None:

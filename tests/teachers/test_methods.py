@@ -326,6 +326,8 @@ def test_settings_that_are_wrong() -> None:
     for method in ("lora", "petalface"):
         with pytest.raises(UserError, match="train_batch_norm: adapters go with frozen weights"):
             finetune_settings(method, train_batch_norm=True)
+    with pytest.raises(UserError, match="interpolate: the statistics that train_batch_norm learns"):
+        finetune_settings("qgface", train_batch_norm=True, interpolate=0.9)
 
 
 def test_alpha_is_fitted_on_the_training_faces(tmp_path) -> None:
