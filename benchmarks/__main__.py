@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import click
 
-from benchmarks.lazy import LazyGroup
+from benchmarks.lazy import LazyGroup, refuse_before
+from faces.cli import run_cli
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = (
@@ -38,9 +39,11 @@ class _Commands(LazyGroup):
 @click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where kept results lie.")
 @click.pass_context
+@run_cli
 def main(context: click.Context, results: Path) -> None:
     """How fast and how accurate, on this machine and under which protocol; without a command: what is known so far."""
     if context.invoked_subcommand is not None:
+        refuse_before(context)
         return
     for question, command, name in QUESTIONS:
         click.echo(f"{question}\n    {command}")

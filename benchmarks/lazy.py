@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import click
+from click.core import ParameterSource
+
+from faces.errors import UserError
 
 
 class LazyGroup(click.Group):
@@ -32,3 +35,13 @@ class LazyGroup(click.Group):
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
+
+
+def refuse_before(context: click.Context) -> None:
+    """UserError where an option of the group stands in front of a command, which would not read it."""
+    for option in context.command.params:
+        if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
+            raise UserError(
+                f"{option.opts[0]} in front of {context.invoked_subcommand} changes nothing: "
+                f"`{context.invoked_subcommand} --help` lists what it reads"
+            )

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks import loadgen as mlperf
 from benchmarks import matrix, speed_table
 from benchmarks.cpu_runtimes import RUNTIMES, open_runner, runtimes_of
-from benchmarks.lazy import LazyGroup
+from benchmarks.lazy import LazyGroup, refuse_before
 from benchmarks.machine import cores, describe, pinned, sentence
 from benchmarks.noise import verdict
 from benchmarks.students import artifacts_of
@@ -73,8 +73,8 @@ class _Commands(LazyGroup):
 @click.option("--passes", type=click.IntRange(1, 2), help="Measure everything so often. Default: 1; with --full 2.")
 @click.option("--memory/--no-memory", default=None, help="Activation bytes a face. Default: with --full.")
 @click.option("--loadgen", is_flag=True, help="MLPerf's LoadGen too: SingleStream, and Offline at the largest batch.")
-@click.option("--loadgen-seconds", type=click.FloatRange(1), default=10, show_default=True,
-              help=f"Least length of a run; the rule book asks for {mlperf.OFFICIAL_SECONDS}.")  # fmt: skip
+@click.option("--loadgen-seconds", type=click.FloatRange(1),
+              help=f"Least length of a run, default 10; the rule book: {mlperf.OFFICIAL_SECONDS}.")  # fmt: skip
 @click.option("--markdown", "markdown_file", type=Output(), help="Write the tables here.")
 @click.option("--plot", "plot_file", type=Output(".svg", ".png"), help="Draw speed by batch here (.svg or .png).")
 @click.pass_context
@@ -83,7 +83,7 @@ def main(
     context: click.Context, students: tuple[str, ...], artifacts: tuple[Path, ...], device: str,
     threads: tuple[int, ...], batches: tuple[int, ...], windows: int, json_file: Path | None, full: bool,
     runtimes: tuple[str, ...], precisions: tuple[str, ...], pin: bool | None, preprocessing: bool | None,
-    passes: int | None, memory: bool | None, loadgen: bool, loadgen_seconds: float, markdown_file: Path | None,
+    passes: int | None, memory: bool | None, loadgen: bool, loadgen_seconds: float | None, markdown_file: Path | None,
     plot_file: Path | None,
 ) -> None:  # fmt: skip
     """Faces per second and latency of exported models on this machine.
@@ -98,7 +98,10 @@ def main(
     python -m benchmarks.throughput --full --student tiny16 --json speed.json --markdown speed.md
     """
     if context.invoked_subcommand is not None:
+        refuse_before(context)
         return
+    if loadgen_seconds is not None and not loadgen:
+        raise UserError("--loadgen-seconds is the length of LoadGen's runs: give --loadgen too")
     if bool(students) == bool(artifacts):
         raise UserError("give either --student NAME or --artifact FILE")
     if device == "cuda":
@@ -117,7 +120,7 @@ def main(
         files = _wanted(artifacts, precisions)
         for student in students:
             files += stack.enter_context(artifacts_of(student, precisions or (PRECISIONS if full else ("fp32",))))
-        found = _measured(files, how, full, memory, mlperf.SCENARIOS if loadgen else (), loadgen_seconds)
+        found = _measured(files, how, full, memory, mlperf.SCENARIOS if loadgen else (), loadgen_seconds or 10)
     _show(found, full)
     if json_file:
         write_json(json_file, found)

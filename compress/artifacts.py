@@ -87,7 +87,7 @@ def _kit(run: Run) -> Kit:
         pairs=_absolute(config.data.pairs),
         seed=config.seed,
         margin=config.distill.margin,
-        degradation=vars(config.distill.degradation),
+        degradation=config.distill.degradation,
     )
 
 

@@ -20,6 +20,7 @@ from teachers.settings import DEFAULTS, Finetune, Listed, Maybe, check_settings,
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Sizes = Annotated[Listed[tuple[Annotated[int, Field(ge=1)], ...]], Field(min_length=1)]
+Pixels = Annotated[Listed[tuple[Annotated[int, Field(ge=1, le=1024)], ...]], Field(min_length=1)]
 Formats = Annotated[Listed[tuple[Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"], ...]], Field(min_length=1)]
 Precisions = Annotated[Listed[tuple[Literal["fp32", "fp16", "int8"], ...]], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -130,7 +131,7 @@ class Export:
 class Evaluate:
     """px: resolutions of same@p and cross@p; most: genuine (and impostor) pairs at most; folds: of the accuracy."""
 
-    px: Sizes = (32, 16, 8)
+    px: Pixels = (32, 16, 8)
     most: Annotated[int, Field(ge=10)] = 3000
     folds: Annotated[int, Field(ge=2)] = 10
 

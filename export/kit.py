@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -68,9 +68,9 @@ class Kit(_Part):
     test: str
     test_name: str
     pairs: str | None
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     margin: Annotated[float, Field(ge=0, le=0.5)]
-    degradation: dict[str, Any]
+    degradation: Degradation
 
 
 def write_kit(folder: Path, kit: Kit) -> None:
@@ -120,9 +120,7 @@ class Bench:
         load_weights(model, self._student_file()).eval()
         px = model.input_px
         trial = self._trial(STUDENT_FACES, f"same@{px}", lambda faces: student_crops(faces, None, px))
-        calibration = degraded_crops(
-            self.train, px, CALIBRATION_FACES, kit.margin, Degradation(**kit.degradation), kit.seed
-        )
+        calibration = degraded_crops(self.train, px, CALIBRATION_FACES, kit.margin, kit.degradation, kit.seed)
         card = Card(
             model=kit.student, template="arcface", metric="cosine", teacher=kit.teacher_card, data=kit.data,
             parameters=kit.student_params, macs=kit.student_macs,
@@ -152,7 +150,7 @@ class Bench:
             few = self.train.subset(np.sort(rng.permutation(len(self.train))[:TUNING_FACES]))
             return training_crops(few, student.input_px, kit.margin)
 
-        how = Degradation(**kit.degradation)
+        how = kit.degradation
         return lambda rounding, tick: quantisation_aware(
             student, crops(), kit.margin, how, rounding, kit.seed, tick=tick
         )

@@ -53,6 +53,8 @@ class _Onnx:
             wanted.append((self._alpha, "tensor(float)", ()))
         if found != wanted:
             raise UserError(f"its inputs are {found}, its sidecar names {wanted}")
+        if contract.output not in (outputs := [node.name for node in self._session.get_outputs()]):
+            raise UserError(f"its outputs are {outputs}, its sidecar names {contract.output!r}")
         self._input, self._outputs = contract.input.name, [contract.output]
 
     def run(self, batch: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:

@@ -21,8 +21,8 @@ _MOST_BYTES = 1 << 28
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Records of one shard in file order; files that are neither image nor JSON are left out. A malformed note, and
-    one without its face, is a record with a problem.
+    """Records of one shard in file order; files that are neither image nor JSON are left out. A malformed note, one
+    without its face, and one beside two images is a record with a problem.
 
     UserError where the file is no readable tar, ends before its end mark, or keeps the notes apart from the faces.
     """
@@ -87,6 +87,8 @@ def _record(path: Path, key: str, suffix: str, parts: dict[str, bytes], places: 
     name = f"{path.stem}/{key}"
     if not suffix:
         return Record(name, b"", None, problem="note without its face beside it")
+    if len(parts.keys() & SUFFIXES) > 1:
+        return Record(name, b"", None, problem="two images of one key")
     try:
         note = json.loads(parts.get(".json", b"{}"))
         identity, points = note.get("identity"), note.get("landmarks")

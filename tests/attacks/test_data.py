@@ -123,6 +123,13 @@ def test_a_malformed_note_is_counted_and_the_others_are_read(tmp_path, good, not
     assert faces.integrity.skipped == {"malformed note": 1}
 
 
+def test_two_images_of_one_key_are_counted_and_neither_is_read(tmp_path, good):
+    two = [("two.png", _png(9)), ("two.webp", _png(8)), ("two.json", b"{}")]
+    faces = open_faces(str(_shard(tmp_path / "s.tar", [*two, *_members(good)])))
+    assert len(faces) == 4
+    assert faces.integrity.skipped == {"two images of one key": 1}
+
+
 def test_the_hidden_notes_of_macos_are_no_faces(tmp_path, good):
     members = [(name, data) for one in _members(good) for name, data in (("._" + one[0], b"\0\5\26\7"), one)]
     faces = open_faces(str(_shard(tmp_path / "s.tar", members)))

@@ -135,6 +135,8 @@ def test_cli_prints_a_table_and_no_noise(written):
         (["--student", "tiny16", "--json", f"{__file__}/a.json"], "choose another --json"),
         (["--student", "tiny16", "--markdown", f"{__file__}/a.md"], "choose another --markdown"),
         (["--student", "tiny16", "--plot", "a.xyz"], "--plot is written as .svg or .png"),
+        (["--student", "tiny16", "--loadgen-seconds", "60"], "give --loadgen too"),
+        (["--student", "tiny16", "train"], "--student in front of train changes nothing"),
         (["train", "--json", f"{__file__}/a.json"], "choose another --json"),
         (["scale", "--json", f"{__file__}/a.json"], "choose another --json"),
     ],

@@ -191,6 +191,7 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path, text):
         "teacher.finetune.steps=0",
         "teacher.finetune.terms=[]",
         "evaluate.px=[0]",
+        "evaluate.px=[16,1025]",
         "evaluate.px=[]",
         "evaluate.folds=1",
         "benchmark.batches=[]",

@@ -49,7 +49,7 @@ def folder(tmp_path, faces, student):
             teacher_card={"name": "dlib_resnet", "bootstrap": False, "licence": "CC0"},
             data={"name": "orl", "licence": "research"}, train="work/train.npz", train_faces=200,
             test="work/test.npz", test_name="orl", pairs=None, seed=0, margin=0.125,
-            degradation=vars(Degradation()),
+            degradation=Degradation(),
         ),
     )  # fmt: skip
     return tmp_path
@@ -214,6 +214,17 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_damaged_kit(folder, text):
     (folder / kits.KIT).write_text(text)
     with pytest.raises(UserError, match=r"export\.json is damaged"):
+        read_kit(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [({"seed": -1}, "seed"), ({"degradation": {"rotation": -1}}, "rotation"), ({"degradation": {"fog": 1}}, "fog")],
+)
+def test_a_kit_whose_values_are_none(folder, changed, where):
+    file = folder / kits.KIT
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(UserError, match=rf"export\.json is damaged or of another version \(.*{where}: "):
         read_kit(folder)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import export
-from export import runtimes
+from export import runtimes, sidecar
 from faces.errors import UserError
 
 
@@ -39,6 +39,12 @@ def test_other_images_are_refused(exported, images, found):
     with pytest.raises(UserError, match=r"student\.onnx takes uint8 RGB faces of shape \(N, 16, 16, 3\)") as told:
         export.load(exported / "student.onnx").embed(images)
     assert found in str(told.value)
+
+
+def test_an_output_that_the_file_lacks_is_told(exported):
+    contract = sidecar.read(exported / "student.onnx").model_copy(update={"output": "logits"})
+    with pytest.raises(UserError, match=r"student\.onnx: its outputs are \['embedding'\], its sidecar names 'logits'"):
+        runtimes.Artifact(exported / "student.onnx", contract)
 
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.tflite"])
