@@ -55,7 +55,7 @@ def export_zoo(folder: Path) -> None:
     from faces import align, open_faces, verification
     from faces.dataset import split_identities
     from students.registry import load
-    from students.tiny import count_macs, count_parameters
+    from students.student import count_macs, count_parameters
 
     model = load(ZOO, pretrained=True)
     faces = open_faces("orl")

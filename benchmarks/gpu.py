@@ -28,7 +28,7 @@ from faces.errors import UserError
 from faces.files import write_json
 from faces.sources import open_faces
 from students import create_student
-from students.tiny import count_macs, count_parameters
+from students.student import count_macs, count_parameters
 from teachers.registry import create_single
 
 Row = dict[str, Any]

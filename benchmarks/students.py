@@ -20,7 +20,7 @@ def artifacts_of(student: str, precisions: Sequence[str] = ("fp32",)) -> Iterato
     from export.stage import How, Subject, export_model
     from export.targets import TENSORRT
     from students import create_student
-    from students.tiny import count_macs, count_parameters
+    from students.student import count_macs, count_parameters
 
     torch.manual_seed(0)
     model = create_student(student)

@@ -21,7 +21,7 @@ from faces.errors import UserError
 from faces.files import write_json
 from students import create_student
 from students.batches import Recipe, crop_side
-from students.tiny import count_macs
+from students.student import count_macs
 
 MARGIN = 0.125
 

@@ -19,7 +19,7 @@ from compress.config import Adapt, Config
 from compress.data import load_parts
 from compress.run import Run
 from faces.files import whole
-from students.tiny import EMBEDDING_DIM
+from students.student import EMBEDDING_DIM
 
 TARGETS, REFERENCE_TARGETS = "work/targets.npy", "work/reference_targets.npy"
 

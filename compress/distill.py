@@ -23,7 +23,7 @@ from faces.distributed import lead
 from faces.files import whole
 from students.batches import Examples, crop_side, epoch_order
 from students.registry import create_student, load_weights, zoo_file
-from students.tiny import Tiny, count_macs, count_parameters
+from students.student import Student, count_macs, count_parameters
 from students.train import train_student
 
 STUDENT, REFERENCE_STUDENT = "student.safetensors", "reference_student.safetensors"
@@ -63,7 +63,7 @@ def has_reference(run: Run) -> bool:
     return run.facts("teacher")["bootstrap"] and run.config.distill.mode != "c"
 
 
-def load_student(run: Run, file: str = STUDENT) -> Tiny:
+def load_student(run: Run, file: str = STUDENT) -> Student:
     """The student of an ended distill stage, in evaluation mode."""
     student = create_student(run.config.distill.student)
     student.load_state_dict(load_file(run.path(file)))
@@ -91,7 +91,7 @@ def own_features(features: np.ndarray) -> np.ndarray:
     return centred / np.linalg.norm(centred, axis=1).mean()
 
 
-def start_student(how: Distill, seed: int) -> Tiny:
+def start_student(how: Distill, seed: int) -> Student:
     """A fresh student by seed, or one that starts from `how.weights`; UserError where these do not fit."""
     torch.manual_seed(seed)
     student = create_student(how.student)
@@ -104,7 +104,7 @@ def weights_file(how: Distill) -> str | None:
     return str(zoo_file(how.student)) if how.weights == "zoo" else how.weights
 
 
-def _train(run: Run, targets_file: str | None, file: str, what: str) -> Tiny:
+def _train(run: Run, targets_file: str | None, file: str, what: str) -> Student:
     how, config = run.config.distill, run.config
     student = start_student(how, config.seed)
     checkpoint = run.path(f"work/{Path(file).stem}-{run.key}.pt")
@@ -130,7 +130,7 @@ def _train(run: Run, targets_file: str | None, file: str, what: str) -> Tiny:
 
 def _learn(
     folder: Path, config: Config, targets_file: str | None, checkpoint: Path, progress: Progress | None = None
-) -> tuple[Tiny, list[dict[str, float]]]:
+) -> tuple[Student, list[dict[str, float]]]:
     """The trained student and its curve; of several processes each one works on its share of every batch."""
     how = config.distill
     student = start_student(how, config.seed)

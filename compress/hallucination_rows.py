@@ -26,7 +26,8 @@ from faces.degrade import resize
 from faces.files import write_json
 from faces.parts import Part
 from faces.verification import similarity
-from students.tiny import Tiny, count_macs
+from students import student as networks
+from students.student import count_macs
 from teachers.registry import weight_files
 from teachers.teacher import Teacher
 
@@ -42,7 +43,7 @@ Enlarge = Callable[[np.ndarray, int], np.ndarray]
 @dataclasses.dataclass(frozen=True)
 class Student:
     name: str
-    model: Tiny
+    model: networks.Student
     key: str
 
 

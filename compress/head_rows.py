@@ -19,7 +19,7 @@ from export.stage import reference_embeddings
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import sha256
-from students.tiny import Tiny
+from students.student import Student
 from students.train import train_student
 
 AS_IS, FINETUNED, SCRATCH = "as it is", "head fine-tuned", "from scratch"
@@ -155,7 +155,7 @@ class Heads:
     def _how(self, weights: Path | None) -> Distill:
         return dataclasses.replace(self.config.distill, mode="c", weights=None if weights is None else str(weights))
 
-    def _student(self, faces: Faces, weights: Path | None, seed: int) -> Tiny:
+    def _student(self, faces: Faces, weights: Path | None, seed: int) -> Student:
         how = self._how(weights)
         student = start_student(how, seed)
         if weights is None:
@@ -163,7 +163,7 @@ class Heads:
             train_student(student, examples, how, seed, self.config.device)
         return student
 
-    def _versions(self, student: Tiny, faces: Faces, seed: int) -> np.ndarray:
+    def _versions(self, student: Student, faces: Faces, seed: int) -> np.ndarray:
         """(VERSIONS x N, D): the features of the faces, version by version."""
         how, px = self.config.distill, student.input_px
         crops = [student_crops(faces, px, px)]

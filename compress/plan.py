@@ -25,8 +25,8 @@ from faces.sources.reader import spec_path
 from students.batches import Examples, crop_side
 from students.optimise import create_optimiser
 from students.registry import create_student
-from students.tiny import EMBEDDING_DIM
-from students.train import train_student
+from students.student import EMBEDDING_DIM
+from students.train import check_sizes, train_student
 from teachers.backbones.bootstrap import fast_bfloat16
 from teachers.bootstrap import view_count
 from teachers.ensemble import Ensemble
@@ -77,7 +77,7 @@ def check(config: Config, folder: Path) -> None:
     if config.export.teacher and len(members(config.teacher.name, config.teacher.weights)) > 1:
         raise UserError(f"{config.teacher.name} is an ensemble: export its members, each from a run of its own")
     weights = weight_files(config.teacher.name, config.teacher.weights)
-    create_student(config.distill.student)
+    check_sizes(create_student(how.student), how)
     for spec in (*config.data.public, *filter(None, [config.data.val])):
         # The first record only: an empty folder has none, and its reader says so.
         next(recognise(spec)[0](), None)

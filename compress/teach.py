@@ -15,7 +15,7 @@ from compress.run import Run, cores, file_state, load_features, save_features, t
 from compress.tune import TUNED_FILE, tune
 from faces.dataset import Faces, Progress, mirrored
 from faces.distributed import barrier, lead, rank, world_size
-from students.tiny import count_macs
+from students.student import count_macs
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.bootstrap import fit_bootstrap, view_count
 from teachers.ensemble import Ensemble

@@ -28,7 +28,7 @@ from faces.errors import UserError
 from faces.files import sha256, write_json
 from students.batches import training_crops
 from students.registry import create_student, load_weights
-from students.tiny import Tiny
+from students.student import Student
 from teachers import lora, merging
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher
@@ -141,7 +141,7 @@ class Bench:
             )
         return file
 
-    def _aware(self, student: Tiny) -> Callable[[Rounding, Callable[[int, int], None]], nn.Module]:
+    def _aware(self, student: Student) -> Callable[[Rounding, Callable[[int, int], None]], nn.Module]:
         kit = self.kit
 
         @functools.cache

@@ -20,14 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from export.targets import Rounding
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
-from students.tiny import ConvBNReLU, Tiny
+from students.student import ConvBNReLU, Student
 
 _MOMENTUM = 0.05
-# Layers, and those that alone read their channels; channels that meet in a sum are scaled together.
-_CHAINS = (
-    "stem > narrow1, narrow1 narrow2 > wide1 wide2, wide1 > narrow2, wide2 > narrow3, narrow3 narrow4 > wide3 wide4, "
-    "wide3 > narrow4, wide4 > top, top > fc1, fc1 > fc2, fc2 > mimic"
-)
 _Layer = nn.Conv2d | nn.Linear
 
 
@@ -86,24 +81,30 @@ def equalise(writers: Sequence[_Layer], readers: Sequence[_Layer]) -> None:
     """Scale, in place, the channels between layers so that the weights on both sides of each have the same peak. The
     function stays, as what lies between (ReLU, pooling, sums) commutes with a positive factor."""
     out = torch.stack([layer.weight.flatten(1).abs().amax(1) for layer in writers]).amax(0)
-    into = torch.stack([layer.weight.transpose(0, 1).flatten(1).abs().amax(1) for layer in readers]).amax(0)
+    into = torch.stack([_by_input(layer).flatten(1).abs().amax(1) for layer in readers]).amax(0)
     # A channel that is dead on either side is left.
     factor = torch.where((out > 0) & (into > 0), (into / out).sqrt(), 1.0)
     for layer in writers:
         layer.weight.mul_(factor.view(-1, *(1 for _ in layer.weight.shape[1:])))
         layer.bias.mul_(factor)  # type: ignore[union-attr]
     for layer in readers:
-        layer.weight.div_(factor.view(1, -1, *(1 for _ in layer.weight.shape[2:])))
+        weight = _by_input(layer)
+        weight.div_(factor.view(-1, *(1 for _ in weight.shape[1:])))
 
 
-def rounded(student: Tiny, how: Rounding) -> Tiny:
+def _by_input(layer: _Layer) -> Tensor:
+    """A view of its weight, the channels that it reads first; of one kernel a channel these are those that it gives."""
+    return layer.weight if isinstance(layer, nn.Conv2d) and layer.groups > 1 else layer.weight.transpose(0, 1)
+
+
+def rounded(student: Student, how: Rounding) -> Student:
     """A trainable copy of the student: batch norms folded, channels equalised, all products of rounded operands."""
     copied = copy.deepcopy(student).cpu().eval()
     for block in (module for module in list(copied.modules()) if isinstance(module, ConvBNReLU)):
         block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
         if how.outputs:
             block.append(RoundActivation(how.symmetric))
-    for chain in _CHAINS.split(", "):
+    for chain in copied.chains.split(", "):
         sides = ([copied.get_submodule(name) for name in side.split()] for side in chain.split(" > "))
         equalise(*([one[0] if isinstance(one, ConvBNReLU) else one for one in side] for side in sides))  # type: ignore[arg-type]
     for layer in [module for module in copied.modules() if isinstance(module, _Layer)]:
@@ -114,9 +115,9 @@ def rounded(student: Tiny, how: Rounding) -> Tiny:
 
 
 @torch.no_grad()
-def plain(trained: Tiny) -> Tiny:
+def plain(trained: Student) -> Student:
     """What `rounded` made, without the rounding: an ordinary student, whose batch norms only add the folded biases."""
-    student, state = Tiny(trained.input_px), trained.state_dict()
+    student, state = type(trained)(trained.input_px), trained.state_dict()
     for name, module in student.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.copy_(state[f"{name}.weight"])
@@ -129,10 +130,10 @@ def plain(trained: Tiny) -> Tiny:
 
 
 def quantisation_aware(
-    student: Tiny, crops: np.ndarray, margin: float, how: Degradation, rounding: Rounding, seed: int = 0, *,
-    steps: int = 100, batch: int = 128, lr: float = 1e-4, train: Callable[[Tiny], object] | None = None,
+    student: Student, crops: np.ndarray, margin: float, how: Degradation, rounding: Rounding, seed: int = 0, *,
+    steps: int = 100, batch: int = 128, lr: float = 1e-4, train: Callable[[Student], object] | None = None,
     tick: Callable[[int, int], None] | None = None,
-) -> Tiny:  # fmt: skip
+) -> Student:  # fmt: skip
     """A new student, fine-tuned with the rounding in the loop; `student` is left as it was.
 
     crops: (N, S, S, 3) uint8, the ArcFace template enlarged by `margin` on each side, as in `students.train.Examples`.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from faces.losses.center import CenterLoss
 from faces.losses.margin import DEFAULTS, Head, MarginHead, SoftmaxHead, create_margin
-from students.tiny import EMBEDDING_DIM
+from students.student import EMBEDDING_DIM
 
 CLASS_LOSSES = ("softmax", "center", "sphereface", "sphereface+", "cosface", "arcface")
 """Table IV of bridge distillation, and SphereFace as it is without the plus."""

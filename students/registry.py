@@ -1,7 +1,8 @@
-"""Students by name: one architecture, four input sizes."""
+"""Students by name: architecture and input size."""
 
 import difflib
 import fnmatch
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from faces.errors import UserError
+from students.small import Small
+from students.student import Student
 from students.tiny import Tiny
 
 ZOO = Path(__file__).parent / "zoo"
 """Trained students, NAME.safetensors, and the model card of each, NAME.md."""
-_STUDENTS = {f"tiny{px}": partial(Tiny, input_px=px) for px in (16, 32, 64, 96)}
+_STUDENTS: dict[str, Callable[[], Student]] = {
+    **{f"tiny{px}": partial(Tiny, px) for px in (16, 32, 64, 96)},
+    **{f"small{px}": partial(Small, px) for px in (16, 32)},
+}
 
 
 def list_students(pattern: str = "*") -> list[str]:
@@ -21,13 +27,18 @@ def list_students(pattern: str = "*") -> list[str]:
     return fnmatch.filter(_STUDENTS, pattern)
 
 
-def create_student(name: str) -> Tiny:
+def create_student(name: str) -> Student:
     """A freshly initialised student (Xavier, drawn from torch's global generator); UserError on an unknown name."""
     if name not in _STUDENTS:
         near = difflib.get_close_matches(name, _STUDENTS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"unknown student {name!r}{hint} Known: {', '.join(_STUDENTS)}")
     return _STUDENTS[name]()
+
+
+def name_of(student: Student) -> str:
+    """The name that gives such a student."""
+    return f"{type(student).__name__.lower()}{student.input_px}"
 
 
 def list_pretrained() -> list[str]:
@@ -45,16 +56,16 @@ def zoo_file(name: str) -> Path:
     return file
 
 
-def load_weights(student: Tiny, file: str | Path) -> Tiny:
+def load_weights(student: Student, file: str | Path) -> Student:
     """Put the weights of a safetensors file into `student`, in place; UserError where they do not fit."""
     try:
         student.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as problem:
-        raise UserError(f"{file} does not hold the weights of a tiny{student.input_px}: {problem}") from None
+        raise UserError(f"{file} does not hold the weights of a {name_of(student)}: {problem}") from None
     return student
 
 
-def load(name: str, pretrained: bool = False) -> Tiny:
+def load(name: str, pretrained: bool = False) -> Student:
     """A student in evaluation mode: trained as its card `students/zoo/NAME.md` says, or of random weights.
 
     RGB faces in [0, 1], (N, 3, p, p), aligned to the ArcFace template and reduced to p = `input_px`, to (N, 128);

@@ -6,31 +6,22 @@ identity layer. The paper gives no widths. These put a pool right behind the fir
 widths multiples of 16 and add the skips on narrow 1x1 outputs, which is what CPU runtimes run fastest.
 """
 
-import torch
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-EMBEDDING_DIM = 128
-
-
-class ConvBNReLU(nn.Sequential):
-    """Convolution, batch norm and ReLU; 3x3 kernels are padded, so the size stays."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+from students.student import EMBEDDING_DIM, ConvBNReLU, Student
 
 
-class Tiny(nn.Module):
-    """The student without its identity layer: RGB faces in [0, 1], shape (N, 3, p, p), to (N, 128) features.
+class Tiny(Student):
+    """The student without its identity layer; `p` is free (global average pooling), a multiple of 8."""
 
-    `p` is free (global average pooling), a multiple of 8; `input_px` names the size it is trained for.
-    The feature is not normalised; compare two with the cosine.
-    """
+    chains: ClassVar = (
+        "stem > narrow1, narrow1 narrow2 > wide1 wide2, wide1 > narrow2, wide2 > narrow3, narrow3 narrow4 > wide3 "
+        "wide4, wide3 > narrow4, wide4 > top, top > fc1, fc1 > fc2, fc2 > mimic"
+    )
+    any_size: ClassVar = True
 
     def __init__(self, input_px: int = 16) -> None:
         super().__init__()
@@ -50,11 +41,7 @@ class Tiny(nn.Module):
         self.fc1 = nn.Linear(128, 128)
         self.fc2 = nn.Linear(128, 128)
         self.mimic = nn.Linear(128, EMBEDDING_DIM)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.initialise()
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.stem(x * 2 - 1), 2)
@@ -67,18 +54,3 @@ class Tiny(nn.Module):
         x = F.adaptive_avg_pool2d(self.top(x), 1).flatten(1)
         x = F.relu(self.fc2(F.relu(self.fc1(x))))
         return self.mimic(x)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters (batch-norm running statistics are not among them)."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(model: nn.Module, input_px: int) -> int:
-    """Multiply-accumulates of one RGB face of `input_px` (a multiply and an add count as one; no additions)."""
-    training = model.training
-    parameter = next(model.parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, input_px, input_px, device=parameter.device))
-    model.train(training)
-    return counter.get_total_flops() // 2

@@ -26,11 +26,11 @@ from students.batches import Batches, Examples, Recipe, draw_seed
 from students.heads import Heads
 from students.losses import regression, relational
 from students.optimise import create_optimiser
-from students.tiny import Tiny
+from students.student import Student
 
 
 def train_student(
-    student: Tiny,
+    student: Student,
     examples: Examples,
     recipe: Recipe,
     seed: int,
@@ -59,6 +59,7 @@ def train_student(
         raise UserError(
             f"a batch of {recipe.batch} faces cannot be shared by {world_size()} processes; set distill.batch"
         )
+    check_sizes(student, recipe)
     torch.manual_seed(draw_seed(seed, 1))
     dtype = student.mimic.weight.dtype
     heads = Heads(classes, width, recipe.class_loss).to(device, dtype)
@@ -108,6 +109,12 @@ def train_student(
     student.load_state_dict((smooth.module if recipe.average else working).state_dict())
     student.eval()
     return curve
+
+
+def check_sizes(student: Student, recipe: Recipe) -> None:
+    """UserError where the student does not take the recipe's input sizes."""
+    if not student.any_size and set(recipe.sizes) - {student.input_px}:
+        raise UserError(f"the student takes faces of {student.input_px} px alone: leave out distill.sizes")
 
 
 def _exponential(decay: float) -> Callable[..., None]:

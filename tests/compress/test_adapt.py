@@ -4,7 +4,7 @@ import torch
 
 from compress.adapt import Adapter, bridge_loss, fit_adapter, similarity_loss
 from compress.config import Adapt
-from students.tiny import EMBEDDING_DIM
+from students.student import EMBEDDING_DIM
 
 QUICK = Adapt(steps=60, batch=32)
 

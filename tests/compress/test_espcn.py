@@ -11,7 +11,7 @@ from faces.align import crop
 from faces.degrade import resize
 from faces.errors import UserError
 from faces.sources import open_faces
-from students.tiny import count_macs
+from students.student import count_macs
 
 WHAT = Enlarging("arcface", 112, 16, 2)
 

@@ -45,6 +45,7 @@ def test_a_run_among_the_faces_is_refused(tmp_path):
 def test_a_good_configuration_passes():
     plan.check(load_config("quick", None, {"teacher.name": "dlib_resnet"}, []), OUT)
     plan.check(load_config("quick", None, {"teacher.name": "swin_b", "distill.student": "tiny96"}, []), OUT)
+    plan.check(load_config("quick", None, {"distill.student": "small32"}, ["distill.sizes=[32]"]), OUT)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_a_good_configuration_passes():
         ("teacher.weights=/nowhere", "no weights file /nowhere"),
         ("device=cuda:99", "cuda:99"),
         ("distill.versions=4 distill.sizes=[16,32]", "one size"),
+        ("distill.student=small16 distill.sizes=[16,32]", "faces of 16 px alone"),
         ("teacher.name=dlib_resnet+onnx:b.onnx export.teacher=true", "is an ensemble"),
     ],
 )

@@ -16,7 +16,7 @@ from export.sidecar import Card, Engine
 from export.stage import How, Subject, export_model
 from export.tensorrt import build_engine
 from students import create_student
-from students.tiny import count_macs, count_parameters
+from students.student import count_macs, count_parameters
 from teachers.tuned import digest
 
 

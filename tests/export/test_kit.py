@@ -21,7 +21,7 @@ from faces import open_faces
 from faces.degrade import Degradation
 from faces.errors import UserError
 from faces.files import sha256
-from students.tiny import count_macs, count_parameters
+from students.student import count_macs, count_parameters
 
 pytestmark = pytest.mark.usefixtures("written_once")
 

@@ -43,12 +43,17 @@ def trained(student, faces):
 
 
 def _fragile(model, factor):
-    """The same function; one channel of the stem is larger than the others, and read with smaller weights."""
+    """The same function; one channel of the first layers is larger than the others, and read with smaller weights."""
     model = copy.deepcopy(model)
+    writers, readers = [model.stem], [model.get_submodule("narrow1" if hasattr(model, "narrow1") else "widen.0")]
+    if hasattr(model, "stages"):
+        writers.append(model.stages[0][0].wide)
+        readers.append(model.stages[0][0].narrow)
     with torch.no_grad():
-        for value in (model.stem[1].weight, model.stem[1].bias):
+        for value in (parameter for writer in writers for parameter in writer[1].parameters()):
             value[3] *= factor
-        model.narrow1[0].weight[:, 3] /= factor
+        for reader in readers:
+            reader[0].weight[:, 3] /= factor
     return model.eval()
 
 
@@ -134,24 +139,38 @@ def test_equalised_layers_are_the_same_function_with_like_peaks():
     assert torch.allclose(out[alive], into[alive])
 
 
-def test_without_training_the_result_is_the_same_function(student, noise, embed):
-    model, images = _fragile(student("tiny16"), 50), noise(64, 16)
+def test_equalised_kernels_of_one_channel_each_are_the_same_function():
+    torch.manual_seed(0)
+    writer, reader = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 4, groups=8)
+    with torch.no_grad():
+        writer.weight[2] *= 50
+        x = torch.rand(2, 3, 4, 4)
+        before = reader(torch.relu(writer(x)))
+        qat.equalise([writer], [reader])
+        assert torch.allclose(reader(torch.relu(writer(x))), before, atol=1e-5)
+    assert torch.allclose(*(layer.weight.abs().amax((1, 2, 3)) for layer in (writer, reader)))
+
+
+@pytest.mark.parametrize("name", ["tiny16", "small16"])
+def test_without_training_the_result_is_the_same_function(student, noise, embed, name):
+    model, images = _fragile(student(name), 50), noise(64, 16)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     same = qat.quantisation_aware(model, noise(8, 48), 0.1, Degradation(), Rounding(), steps=0)
     expected = embed(model, images)
     assert abs(embed(same, images) - expected).max() < 1e-4 * abs(expected).max()
     # An ordinary student: another takes its weights; and the one given is as it was.
-    student("tiny16").load_state_dict(same.state_dict())
+    student(name).load_state_dict(same.state_dict())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not same.training
 
 
+@pytest.mark.parametrize(("name", "products"), [("tiny16", 13), ("small16", 16)])
 @pytest.mark.parametrize("consumer", [CPU, TENSORRT])
-def test_every_product_has_rounded_operands(student, consumer):
-    aware = qat.rounded(student("tiny16"), Target("onnx", "int8", consumer).rounding())
+def test_every_product_has_rounded_operands(student, consumer, name, products):
+    aware = qat.rounded(student(name), Target("onnx", "int8", consumer).rounding())
     aware(torch.rand(4, 3, 16, 16))
     layers = [module for module in aware.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert len(layers) == 13
+    assert len(layers) == products
     assert all(layer.round_input.high > 0 for layer in layers)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in aware.modules())
 

@@ -21,9 +21,11 @@ def _run(interpreter, batch):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
-@pytest.mark.parametrize("px", [16, 32])
-def test_equals_torch_at_every_batch_size(tmp_path, student, noise, embed, px):
-    model, images = student(f"tiny{px}"), noise(256, px)
+@pytest.mark.parametrize("name", ["tiny16", "tiny32", "small16", "small32"])
+def test_equals_torch_at_every_batch_size(tmp_path, student, noise, embed, name):
+    model = student(name)
+    px = model.input_px
+    images = noise(256, px)
     expected = embed(model, images)
     model.train()
     export_tflite(model, tmp_path / "s.tflite", px)

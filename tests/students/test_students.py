@@ -7,9 +7,14 @@ from torch.nn import functional as F
 
 from faces.errors import UserError
 from students import create_student, list_students
-from students.tiny import count_macs, count_parameters
+from students.registry import name_of
+from students.small import Small
+from students.student import count_macs, count_parameters
 
-_MACS = {"tiny16": 1_470_464, "tiny32": 5_734_400, "tiny64": 22_790_144, "tiny96": 51_216_384}
+_MACS = {
+    "tiny16": 1_470_464, "tiny32": 5_734_400, "tiny64": 22_790_144, "tiny96": 51_216_384,
+    "small16": 5_688_320, "small32": 6_351_872,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list_students())
@@ -17,8 +22,8 @@ def test_a_student_learns_saves_and_counts(name, monkeypatch):
     torch.manual_seed(0)
     student = create_student(name)
     px = student.input_px
-    assert name == f"tiny{px}"
-    for side in (px, px + 8):
+    assert name == name_of(student)
+    for side in (px, px + 8) if student.any_size else (px,):
         x = torch.rand(3, 3, side, side)
         student.train().zero_grad()
         feature = student(x)
@@ -43,6 +48,14 @@ def test_a_student_learns_saves_and_counts(name, monkeypatch):
     other.load_state_dict(student.state_dict())
     assert torch.equal(other(x), feature)
 
+    macs, parameters = count_macs(student, px), count_parameters(student)
+    print(f"{name}: {parameters:,} parameters, {macs:,} multiply-accumulates")
+    assert (macs, parameters) == (_MACS[name], 108_944 if name.startswith("tiny") else 164_928)
+
+
+@pytest.mark.parametrize("name", list_students("tiny*"))
+def test_the_papers_layers(name, monkeypatch):
+    student = create_student(name).eval()
     kinds = [type(module) for module in student.modules()]
     assert (kinds.count(nn.Conv2d), kinds.count(nn.Linear)) == (10, 3)
     kernels = [module.kernel_size for module in student.modules() if isinstance(module, nn.Conv2d)]
@@ -50,16 +63,25 @@ def test_a_student_learns_saves_and_counts(name, monkeypatch):
     pools = []
     pool = F.max_pool2d
     monkeypatch.setattr(F, "max_pool2d", lambda *args: pools.append(args[1:]) or pool(*args))
-    student(x)
+    student(torch.rand(1, 3, student.input_px, student.input_px))
     assert pools == [(2,)] * 3
 
-    macs, parameters = count_macs(student, px), count_parameters(student)
-    print(f"{name}: {parameters:,} parameters, {macs:,} multiply-accumulates")
-    assert (macs, parameters) == (_MACS[name], 108_944)
-    assert parameters <= 210_000
-    if px == 16:
-        assert parameters <= 110_000
-        assert macs <= 1_600_000
+
+@pytest.mark.parametrize("px", [16, 32])
+def test_small_keeps_16_px_for_its_first_stage_and_every_place_to_the_end(px):
+    torch.manual_seed(0)
+    student, seen = create_student(f"small{px}").eval(), []
+    for stage in student.stages:
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    x = torch.rand(1, 3, px, px)
+    feature = student(x)
+    assert seen == [(32, 16, 16), (64, 8, 8), (96, 4, 4)]
+    # A global average would forget which of the last map's places a feature came from.
+    student.top.register_forward_hook(lambda module, inputs, output: output.flip(3))
+    assert (student(x) - feature).abs().max() > 1e-4
+    for side in (24, 48):
+        with pytest.raises(ValueError, match="input_px must be 16 or 32"):
+            Small(side)
 
 
 def test_the_counts_are_those_of_the_layers():
@@ -106,8 +128,8 @@ def test_drawn_weights_depend_on_the_seed_alone():
 
 
 def test_names_are_listed_by_pattern_and_unknown_ones_refused():
-    assert list_students() == ["tiny16", "tiny32", "tiny64", "tiny96"]
-    assert list_students("*6") == ["tiny16", "tiny96"]
+    assert list_students() == ["tiny16", "tiny32", "tiny64", "tiny96", "small16", "small32"]
+    assert list_students("*6") == ["tiny16", "tiny96", "small16"]
     assert list_students("x*") == []
     with pytest.raises(UserError, match=r"unknown student 'tiny61'; did you mean tiny\d+\? Known: tiny16, tiny32"):
         create_student("tiny61")
