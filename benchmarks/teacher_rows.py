@@ -91,7 +91,7 @@ TABLES: dict[str, Table] = {
                 precision="bf16",
             ),
             Row(
-                "ours, so and interpolated, in bfloat16",
+                "ours, held by both anchors and interpolated, in bfloat16",
                 "octuplet",
                 HELD | {"interpolate": 0.9},
                 seeds=3,
