@@ -85,8 +85,8 @@ def _steps(file: Path, schema: Any, flat: Any) -> list[tuple[bytes, str, str, in
         kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
         out = graph.tensors[last.outputs[0]].shape
         macs = None
-        if kind in ("CONV_2D", "FULLY_CONNECTED"):
-            area = int(out[1] * out[2]) if kind == "CONV_2D" else 1
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            area = 1 if kind == "FULLY_CONNECTED" else int(out[1] * out[2])
             macs = area * int(np.prod(graph.tensors[last.inputs[1]].shape))
         shape = "x".join(str(side) for side in out[1:])
         found.append((bytes(flat.convert_object_to_bytearray(model)), f"{count - 1} to {shape}", kind, macs))
