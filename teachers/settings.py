@@ -167,9 +167,14 @@ def finetune_settings(method: str, **changes: Any) -> Finetune:
     return how
 
 
+def _sees_low(how: Finetune) -> bool:
+    """Does octuplet look at low-resolution copies at all?"""
+    return bool(how.terms != ("hhh",) or how.anchor or how.relational)
+
+
 # Of those, keys that nothing reads beside another setting, and which.
 _IDLE: tuple[tuple[str, Callable[[Finetune], bool], str], ...] = (
-    ("sizes copies", lambda how: how.terms == ("hhh",) and not (how.anchor or how.relational), "terms=hhh"),
+    ("sizes copies", lambda how: not _sees_low(how), "terms=hhh"),
     ("singles", lambda how: not how.unlabelled, "unlabelled=0"),
     ("quality_steps", lambda how: how.quality != "fitted", "a quality that is not fitted here"),
     ("low_px", lambda how: not how.low_share, "low_share=0"),
@@ -200,13 +205,14 @@ def check_settings(how: Finetune) -> None:
         raise UserError("interpolate: the statistics that train_batch_norm learns fit no other weights; leave one out")
     if how.method == "octuplet" and how.batch < 4:
         raise UserError("batch: octuplet compares two images each of two people at least: 4 or more")
-    if how.method == "octuplet" and how.copies > len(set(how.sizes)):
+    copied = how.method == "octuplet" and _sees_low(how)
+    if copied and how.copies > len(set(how.sizes)):
         raise UserError(
             f"copies: {how.copies} copies of a face, each of another size, and sizes names {len(set(how.sizes))}: set "
             f"copies={len(set(how.sizes))}, or give more sizes"
         )
     turns = [how.sizes[i:] + how.sizes[:i] for i in range(len(how.sizes))]
-    if how.method == "octuplet" and any(len(set(turn[: how.copies])) < how.copies for turn in turns):
+    if copied and any(len(set(turn[: how.copies])) < how.copies for turn in turns):
         raise UserError(
             f"sizes: the {how.copies} copies of a face take sizes that follow each other, the first after the last, "
             f"and two of {', '.join(map(str, how.sizes))} would be equal: put them in another order"

@@ -7,6 +7,7 @@ from compress.config import PRESETS, Config, as_dict, known_keys, load_config
 from compress.idle import refuse_idle
 from faces.errors import UserError
 from teachers.settings import READS, Finetune, finetune_settings
+from teachers.settings import refuse_idle as refuse_idle_finetune
 
 
 def load(*settings, preset="quick", file=None, options=None, **top):
@@ -302,6 +303,12 @@ def test_what_the_rest_of_the_run_does_not_read_is_refused(beside, idle, unless)
 def test_copies_of_a_face_each_have_a_size_of_their_own():
     with pytest.raises(UserError, match="3 copies of a face, each of another size, and sizes names 1: set copies=1"):
         load("teacher.finetune.sizes=[7, 7]", options={"teacher.finetune.method": "octuplet"})
+
+
+def test_sizes_that_no_copy_has_are_told_as_idle_and_not_as_too_few():
+    how = finetune_settings("octuplet", terms=("hhh",), anchor=0.0, sizes=(7,))
+    with pytest.raises(UserError, match="sizes changes nothing beside terms=hhh"):
+        refuse_idle_finetune(how, ["sizes"])
 
 
 def test_a_wrong_value_is_told_with_its_key_and_value():
