@@ -41,7 +41,8 @@ def refuse_before(context: click.Context) -> None:
     """UserError where an option of the group stands in front of a command, which would not read it."""
     for option in context.command.params:
         if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
+            flag = "/".join((*option.opts, *option.secondary_opts))
             raise UserError(
-                f"{option.opts[0]} in front of {context.invoked_subcommand} changes nothing: "
+                f"{flag} in front of {context.invoked_subcommand} changes nothing: "
                 f"`{context.invoked_subcommand} --help` lists what it reads"
             )

@@ -10,21 +10,22 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.paper import FACES_PER_SECOND
+from benchmarks.speed_table import network
 from faces.files import whole
 
 Row = dict[str, Any]
 
 
 def speed(rows: Sequence[Row], path: Path) -> None:
-    """Faces/s by batch, one line a runtime, precision and thread count, one panel an input size; quartiles as bars,
-    the paper's figure as a dotted line."""
+    """Faces/s by batch, one line a network, runtime, precision and thread count, one panel an input size;
+    quartiles as bars, the paper's figure as a dotted line."""
     plain = [row for row in rows if row["preprocessing"] is False]
     sizes = sorted({row["input_px"] for row in plain})
     figure, axes = plt.subplots(1, len(sizes), figsize=(5.2 * len(sizes), 4.2), squeeze=False)
     for axis, px in zip(axes[0], sizes, strict=True):
         lines: dict[str, list[Row]] = {}
         for row in (row for row in plain if row["input_px"] == px):
-            name = f"{row['runtime'].split()[0]} {row['precision']}, {row['threads']} thread(s)"
+            name = f"{network(row)}, {row['runtime'].split()[0]} {row['precision']}, {row['threads']} thread(s)"
             lines.setdefault(name, []).append(row)
         for name, line in lines.items():
             ordered = sorted(line, key=lambda row: row["batch"])

@@ -82,12 +82,12 @@ class Bench:
         data = [Path(one).name for spec in (self.specs, *self.vals) for one in spec]
         # What came later names a row only where it is used: rows from before keep their names.
         singles, relational = settings.pop("singles"), settings.pop("relational")
-        drawn_back = settings.pop("interpolate") < 1
+        interpolate = settings.pop("interpolate")
         if settings.pop("unlabelled"):
             settings["unlabelled"] = [row.changes["unlabelled"], *(Path(one).name for one in self.unlabelled)]
             settings |= {"singles": True} if singles else {}
         settings |= {"relational": relational} if relational else {}
-        settings |= {"interpolate": row.changes["interpolate"]} if drawn_back else {}
+        settings |= {"interpolate": interpolate} if interpolate < 1 else {}
         made = [row.teacher, row.weights, settings, seed if row.method != "none" else 0, row.same, data]
         if row.precision != "32":
             made.append(row.precision)

@@ -20,7 +20,6 @@ from teachers.settings import DEFAULTS, Finetune, Listed, Maybe, check_settings,
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Sizes = Annotated[Listed[tuple[Annotated[int, Field(ge=1)], ...]], Field(min_length=1)]
-Pixels = Annotated[Listed[tuple[Annotated[int, Field(ge=1, le=1024)], ...]], Field(min_length=1)]
 Formats = Annotated[Listed[tuple[Literal["onnx", "tflite", "tensorrt", "tensorrt-rtx"], ...]], Field(min_length=1)]
 Precisions = Annotated[Listed[tuple[Literal["fp32", "fp16", "int8"], ...]], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -83,7 +82,7 @@ class Distill(Recipe):
 
     mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
     adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
-    mixed in training, so that one student serves them all (global average pooling takes any multiple of 8); none =
+    mixed in training, so that one student serves them all (tiny students take any multiple of 8); none =
     the student's own. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the
     crop kept around the template. optimiser: adamw; muon, which learns more from as many faces (needs the package's
     timm extra); sgd, the paper's.
@@ -131,7 +130,8 @@ class Export:
 class Evaluate:
     """px: resolutions of same@p and cross@p; most: genuine (and impostor) pairs at most; folds: of the accuracy."""
 
-    px: Pixels = (32, 16, 8)
+    # Above any teacher's input; a few digits too many would ask for terabytes.
+    px: Annotated[Listed[tuple[Annotated[int, Field(ge=1, le=1024)], ...]], Field(min_length=1)] = (32, 16, 8)
     most: Annotated[int, Field(ge=10)] = 3000
     folds: Annotated[int, Field(ge=2)] = 10
 

@@ -26,6 +26,7 @@ from faces.errors import UserError
 from faces.files import whole, write_json, write_text
 from faces.sources import open_faces, recognise
 from students.registry import create_student, load_weights
+from students.train import check_sizes
 
 IMAGES = (1, 5, 10, 25)
 """Training images a person; the paper has 25, and 5 to test on."""
@@ -87,6 +88,7 @@ def head(
     named = {Path(name).name: _weights(config, name) for name in files}
     if len(named) < len(files):
         raise UserError(f"two of --student-weights have the same name: {', '.join(files)}")
+    check_sizes(create_student(student), config.distill)
     for file in named.values():
         load_weights(create_student(student), file)
     target, images = open_target(concatenate([open_faces(spec) for spec in specs]), counts)

@@ -34,7 +34,8 @@ from faces.files import write_json, write_text
 from faces.parts import Part, open_parts
 from faces.sources import open_faces
 from faces.verification import similarity
-from students.train import train_student
+from students.registry import create_student
+from students.train import takes_sizes, train_student
 from teachers.registry import weight_files
 
 
@@ -82,7 +83,13 @@ def modes(
         raise UserError(f"no row is named {sorted(unknown)[0]!r}. Rows: {'; '.join(sorted(known))}")
     named = _teachers(teacher, second)
     work = {
-        name: [row for row in one.rows if (not names or row.name in names) and named[row.teachers]]
+        name: [
+            row
+            for row in one.rows
+            if (not names or row.name in names)
+            and named[row.teachers]
+            and takes_sizes(create_student(student), row.changes.get("sizes", ()))
+        ]
         for name, one in chosen.items()
     }
     needed = [named[row.teachers] for rows in work.values() for row in rows]

@@ -18,6 +18,7 @@ from faces.files import fingerprint, whole
 from faces.parts import Part, roc_of
 from faces.verification import Pairs, correct_by_fold
 from students.registry import create_student
+from students.train import check_sizes
 from teachers.names import members
 from teachers.registry import create_teacher, is_stand_in, weight_files
 
@@ -31,7 +32,7 @@ METRICS = {"accuracy": "", "tpr": f", TPR at FPR {FPR:.0%}"}
 def check_models(config: Config, teachers: Iterable[str], read_only: bool = False) -> None:
     """UserError for a student or a teacher that a study cannot have, told before it reads any face. `read_only`: no
     weights will be read, the student's name alone is looked at."""
-    create_student(config.distill.student)
+    check_sizes(create_student(config.distill.student), config.distill)
     if not read_only:
         start_student(config.distill, 0)
         for teacher in dict.fromkeys(teachers):

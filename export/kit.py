@@ -64,11 +64,11 @@ class Kit(_Part):
     teacher_card: sidecars.Teacher
     data: sidecars.Data
     train: str
-    train_faces: int
+    train_faces: Annotated[int, Field(ge=1)]
     test: str
     test_name: str
     pairs: str | None
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     margin: Annotated[float, Field(ge=0, le=0.5)]
     degradation: Degradation
 

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from export.targets import Rounding
 from faces.degrade import Degradation, degrade
 from faces.errors import UserError
+from students.small import Residual
 from students.student import ConvBNReLU, Student
 
 _MOMENTUM = 0.05
@@ -104,6 +105,10 @@ def rounded(student: Student, how: Rounding) -> Student:
         block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()  # type: ignore[type-var, arg-type]
         if how.outputs:
             block.append(RoundActivation(how.symmetric))
+    for adding in (module for module in list(copied.modules()) if isinstance(module, Residual) and how.outputs):
+        # What comes next reads the file's own rounding of the sum, not the sum.
+        adding.sum = RoundActivation(how.symmetric)
+        adding.register_forward_hook(lambda module, _, output: module.sum(output))
     for chain in copied.chains.split(", "):
         sides = ([copied.get_submodule(name) for name in side.split()] for side in chain.split(" > "))
         equalise(*([one[0] if isinstance(one, ConvBNReLU) else one for one in side] for side in sides))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import copy
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,8 +46,8 @@ def train_student(
     `checkpoint` is written every `checkpoint_seconds` and read at the start where it exists. `progress` gets the
     number of steps just done or found done. Where torch.distributed runs, every process calls this with the same
     arguments, works on its share of each batch, and ends with the same student; the checkpoint is then in a folder
-    that all can read. UserError: no target and no label, a loss that is not finite, a checkpoint of another run, a
-    batch that the processes cannot share.
+    that all can read. UserError: no target and no label, input sizes that it does not take, a loss that is not
+    finite, a checkpoint of another run, a batch that the processes cannot share.
     """
     if not len(examples.crops):
         raise UserError("the student has nothing to learn from: no training face")
@@ -111,9 +111,14 @@ def train_student(
     return curve
 
 
+def takes_sizes(student: Student, sizes: Sequence[int]) -> bool:
+    """Can it be trained for these input sizes?"""
+    return student.any_size or set(sizes) <= {student.input_px}
+
+
 def check_sizes(student: Student, recipe: Recipe) -> None:
     """UserError where the student does not take the recipe's input sizes."""
-    if not student.any_size and set(recipe.sizes) - {student.input_px}:
+    if not takes_sizes(student, recipe.sizes):
         raise UserError(f"the student takes faces of {student.input_px} px alone: leave out distill.sizes")
 
 

@@ -56,13 +56,14 @@ class Average(nn.Module):
         # A run that is continued begins with the same weights again, before it reads its checkpoint.
         self.start = [parameter.detach().clone() for parameter in trained(model)] if interpolate < 1 else []
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        for i, parameter in enumerate(trained(model)):
-            self.register_buffer(f"p{i}", torch.zeros_like(parameter.detach()))
+        if decay:
+            for i, parameter in enumerate(trained(model)):
+                self.register_buffer(f"p{i}", torch.zeros_like(parameter.detach()))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.count += 1
-        for i, parameter in enumerate(trained(model)):
+        for i, parameter in enumerate(trained(model) if self.decay else ()):
             self.get_buffer(f"p{i}").lerp_(parameter, 1 - self.decay)
 
     @torch.no_grad()
@@ -71,7 +72,8 @@ class Average(nn.Module):
         before = [parameter.detach().clone() for parameter in trained(model)]
         if self.count:
             for i, parameter in enumerate(trained(model)):
-                parameter.copy_(self.get_buffer(f"p{i}") / (1 - self.decay ** int(self.count)))
+                if self.decay:
+                    parameter.copy_(self.get_buffer(f"p{i}") / (1 - self.decay ** int(self.count)))
                 if self.start:
                     parameter.copy_(self.start[i].lerp(parameter, self.interpolate))
         return before

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 import export
 from benchmarks import __main__ as overview
 from benchmarks import compare, memory, operators
+from benchmarks.students import artifacts_of
 
 ROW = {
     "artifact": "s.onnx", "runtime": "onnxruntime 1.0", "device": "cpu", "threads": 1, "batch": 32,
@@ -147,6 +148,14 @@ def test_operators_of_a_tflite_file(tiny_files, name):
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert rows[0]["micros"] > 0
     assert 0 < operators.bound(rows, 4, 110.0)["products_share"] <= 1
+
+
+def test_a_kernel_a_channel_is_counted_too():
+    pytest.importorskip("ai_edge_litert")
+    with artifacts_of("small16", ("fp32",)) as (in_onnx, in_tflite):
+        assert sum(operators.conv_macs(in_onnx).values()) == 8_309_760
+        rows = operators.by_operator(in_tflite, "litert", 1)
+    assert sum(row["macs"] or 0 for row in rows) == 8_309_760
 
 
 def test_a_missing_litert_is_named(tiny_files, monkeypatch):

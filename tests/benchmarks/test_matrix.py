@@ -8,7 +8,19 @@ from click.testing import CliRunner
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import export
-from benchmarks import cpu_runtimes, latency, loadgen, machine, matrix, memory, noise, peak, speed_table, throughput
+from benchmarks import (
+    cpu_runtimes,
+    latency,
+    loadgen,
+    machine,
+    matrix,
+    memory,
+    noise,
+    peak,
+    plots,
+    speed_table,
+    throughput,
+)
 from faces.errors import UserError
 
 
@@ -205,8 +217,26 @@ def test_full_table_as_a_user_sees_it(tiny_files, tmp_path):
 def test_the_papers_row_stands_beside_ours():
     rows = [_row(2000.0, 1.0), _row(9340.0, 1.0, batch=256), _row(700.0, 1.0, input_px=32)]
     found = speed_table.against_paper(rows).splitlines()
-    assert found[2].startswith("| 16 | - | 9,340 | onnxruntime fp32, batch 256 | 10.0% | 934 | 10 |")
+    assert found[2].startswith("| s | 16 | - | 9,340 | onnxruntime fp32, batch 256 | 10.0% | 934 | 10 |")
     assert "| 335 | 2 |" in found[3]
+
+
+def test_two_students_of_one_size_are_two_rows_and_two_lines(tmp_path):
+    rows = [
+        _row(rate, 1.0, artifact=f"{name}-int8.tflite", batch=batch)
+        for name, rate in (("tiny16", 9000.0), ("small16", 2000.0)) for batch in (1, 32)
+    ]  # fmt: skip
+    memory = [{"artifact": f"{name}.onnx", "input_px": 16, "all_bytes": size, "arena_bytes": size}
+              for name, size in (("small16", 7000), ("tiny16", 5000))]  # fmt: skip
+    small, tiny = speed_table.against_paper(rows, memory).splitlines()[2:4]
+    assert small.startswith("| small16 | 16 | 2,000 | 2,000 |")
+    assert small.endswith("| 7 / 7 |")
+    assert tiny.startswith("| tiny16 | 16 | 9,000 | 9,000 |")
+    assert tiny.endswith("| 5 / 5 |")
+    plots.speed(rows, tmp_path / "speed.svg")
+    text = (tmp_path / "speed.svg").read_text()
+    assert "small16, onnxruntime fp32" in text
+    assert "tiny16, onnxruntime fp32" in text
 
 
 def test_precision_filters_files(tiny_files):

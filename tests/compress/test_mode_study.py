@@ -89,6 +89,17 @@ def test_rows_are_trained_one_by_one_and_kept(data, tmp_path, monkeypatch):
     assert again["dc, regression"]["seeds"] == [0]
 
 
+def test_a_row_of_sizes_that_the_student_does_not_take_is_not_run(data, tmp_path):
+    mixed = ("--student", "small16", "--table", "recipe", "--seed", "0", "--row", "mixed 16 and 32 px")
+    done = modes(data, tmp_path, *mixed)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "| mixed 16 and 32 px | 0 | not run |" in (tmp_path / "small16-recipe.md").read_text()
+    assert not list((tmp_path / "kept").rglob("*.npz"))
+    done = modes(data, tmp_path, *mixed, "--set", "distill.sizes=16,32")
+    assert done.exit_code == 2
+    assert "faces of 16 px alone: leave out distill.sizes" in done.output
+
+
 def test_the_rows_differ_in_what_they_say(data, tmp_path):
     rows = ("own feature alone", "batch 128", "weights averaged", "mixed 16 and 32 px")
     done = modes(data, tmp_path, "--table", "recipe", "--seed", "3", *(p for row in rows for p in ("--row", row)))

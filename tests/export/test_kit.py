@@ -219,7 +219,12 @@ def test_a_damaged_kit(folder, text):
 
 @pytest.mark.parametrize(
     ("changed", "where"),
-    [({"seed": -1}, "seed"), ({"degradation": {"rotation": -1}}, "rotation"), ({"degradation": {"fog": 1}}, "fog")],
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**70}, "seed"),
+        ({"degradation": {"rotation": -1}}, "rotation"),
+        ({"degradation": {"fog": 1}}, "fog"),
+    ],
 )
 def test_a_kit_whose_values_are_none(folder, changed, where):
     file = folder / kits.KIT

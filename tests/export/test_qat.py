@@ -45,10 +45,8 @@ def trained(student, faces):
 def _fragile(model, factor):
     """The same function; one channel of the first layers is larger than the others, and read with smaller weights."""
     model = copy.deepcopy(model)
-    writers, readers = [model.stem], [model.get_submodule("narrow1" if hasattr(model, "narrow1") else "widen.0")]
-    if hasattr(model, "stages"):
-        writers.append(model.stages[0][0].wide)
-        readers.append(model.stages[0][0].narrow)
+    sides = model.chains.partition(", ")[0].split(" > ")
+    writers, readers = ([model.get_submodule(name) for name in side.split()] for side in sides)
     with torch.no_grad():
         for value in (parameter for writer in writers for parameter in writer[1].parameters()):
             value[3] *= factor
@@ -157,6 +155,7 @@ def test_without_training_the_result_is_the_same_function(student, noise, embed,
     state = {name: value.clone() for name, value in model.state_dict().items()}
     same = qat.quantisation_aware(model, noise(8, 48), 0.1, Degradation(), Rounding(), steps=0)
     expected = embed(model, images)
+    assert abs(expected - embed(student(name), images)).max() < 1e-4 * abs(expected).max()
     assert abs(embed(same, images) - expected).max() < 1e-4 * abs(expected).max()
     # An ordinary student: another takes its weights; and the one given is as it was.
     student(name).load_state_dict(same.state_dict())
@@ -173,6 +172,19 @@ def test_every_product_has_rounded_operands(student, consumer, name, products):
     assert len(layers) == products
     assert all(layer.round_input.high > 0 for layer in layers)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in aware.modules())
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_sums_that_go_on_are_rounded_where_the_file_rounds_them(student, noise, outputs):
+    aware, seen = qat.rounded(student("small16"), Rounding(outputs=outputs)), []
+    faces = torch.from_numpy(noise(32, 16)).permute(0, 3, 1, 2) / 255
+    aware(faces)
+    for stage in aware.eval().stages:
+        for block in stage:
+            block.register_forward_hook(lambda module, inputs, output: seen.append(len(output.unique())))
+    aware(faces)
+    assert len(seen) == 7
+    assert max(seen) <= 256 if outputs else max(seen) > 1000
 
 
 def _int8(model, folder, faces, flavour="cpu", unsigned=False):

@@ -14,7 +14,7 @@ from faces.errors import UserError
 from students import create_student, train
 from students.batches import Examples, Recipe
 from students.heads import CLASS_LOSSES, Heads
-from students.student import Student
+from students.tiny import Tiny
 from students.train import train_student
 
 
@@ -234,13 +234,13 @@ def test_targets_of_another_width_go_through_a_linear_map():
 
 
 def test_the_averaged_student_is_the_exponential_mean_of_its_steps(monkeypatch):
-    states, plain = [], Student.forward
+    states, plain = [], Tiny.forward
 
     def record(student, images):
         states.append({key: value.clone() for key, value in student.state_dict().items()})
         return plain(student, images)
 
-    monkeypatch.setattr(Student, "forward", record)
+    monkeypatch.setattr(Tiny, "forward", record)
     last, averaged = fresh_student(), fresh_student()
     train_student(last, few_examples(), SHORT, 0)
     afters = [*states[1:], copy.deepcopy(last.state_dict())]

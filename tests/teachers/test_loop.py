@@ -14,7 +14,7 @@ from gloo import run_as_torchrun
 from trainings import Brightness, people, small_teacher, train, train_as_rank
 
 from faces.errors import UserError
-from teachers import lora
+from teachers import loop, lora
 from teachers.checkpoint import Checkpoint
 from teachers.fabric import block_classes, create_fabric
 from teachers.loop import finetune, spread
@@ -275,6 +275,13 @@ def test_interpolated_weights_lie_between_those_before_and_those_after(method, a
         expected = 0.25 * before[name].double() + 0.75 * whole[name].double()
         assert torch.allclose(value.double(), expected, atol=1e-6), name
     assert largest_difference(drawn_back, whole) > 1e-6
+
+
+@pytest.mark.parametrize("changes", [{"average": 0.5}, {"interpolate": 0.5}])
+def test_weights_that_need_the_whole_network_are_refused_where_it_is_sharded(changes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "is_sharded", lambda fabric: True)
+    with pytest.raises(UserError, match="averaged or interpolated weights .* not with fsdp"):
+        train(str(tmp_path), "dlib_resnet", "octuplet", **changes)
 
 
 def test_spread_of_known_features() -> None:
