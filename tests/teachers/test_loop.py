@@ -280,7 +280,7 @@ def test_interpolated_weights_lie_between_those_before_and_those_after(method, a
 @pytest.mark.parametrize("changes", [{"average": 0.5}, {"interpolate": 0.5}])
 def test_weights_that_need_the_whole_network_are_refused_where_it_is_sharded(changes, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "is_sharded", lambda fabric: True)
-    with pytest.raises(UserError, match="averaged or interpolated weights .* not with fsdp"):
+    with pytest.raises(UserError, match=r"averaged or interpolated weights .* not with fsdp"):
         train(str(tmp_path), "dlib_resnet", "octuplet", **changes)
 
 
