@@ -51,10 +51,9 @@ class Finetune:
     times the root mean square of its weights, as in Adafactor: in a network without batch norms, as dlib's with its
     affine layers folded, weights differ 70-fold in size from layer to layer. average: decay of the moving
     average of the weights that the teacher ends with (0 = the last weights; not with fsdp). interpolate: share of the
-    way from the weights before to these at which the teacher ends (Wortsman et al. 2022, WiSE-FT; ours, none of the
-    face papers does it): below 1 it forgets less (1 = all of it; of adapters, each of
-    their matrices; not with fsdp). train_batch_norm: batch norms use and
-    learn the batch's statistics; else they stay frozen in evaluation mode.
+    way from the weights before to these at which the teacher ends (Wortsman et al. 2022, WiSE-FT; none of the face
+    papers does it): below 1 it forgets less (1 = all of it; of adapters, each of their matrices; not with fsdp).
+    train_batch_norm: batch norms use and learn the batch's statistics; else they stay frozen in evaluation mode.
 
     full, lora, petalface: head (margin loss), margin, scale (None = the loss's own), head_from (where its class
     weights start: the mean embedding of each person's first faces, or random numbers, as published), center:
