@@ -51,6 +51,10 @@ def test_a_student_learns_saves_and_counts(name, monkeypatch):
     macs, parameters = count_macs(student, px), count_parameters(student)
     print(f"{name}: {parameters:,} parameters, {macs:,} multiply-accumulates")
     assert (macs, parameters) == (_MACS[name], 108_944 if name.startswith("tiny") else 190_816)
+    assert parameters <= 210_000
+    if name == "tiny16":
+        assert parameters <= 110_000
+        assert macs <= 1_600_000
 
 
 @pytest.mark.parametrize("name", list_students("tiny*"))
