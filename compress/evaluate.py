@@ -17,6 +17,7 @@ from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces import verification
 from faces.dataset import Faces
+from faces.intervals import Interval, people_interval, roc_intervals
 from faces.verification import FARS, Pairs, Roc
 
 Embed = Callable[[int | None], np.ndarray]
@@ -99,7 +100,9 @@ def row(
     correct = verification.correct_by_fold(scores, pairs)
     accuracy = float(correct.mean())
     low, high = verification.bootstrap_interval(correct, pairs, test.identities)
-    roc = Roc.of(first, second, test.identities, metric)
+    every = verification.all_pairs(first, second, test.identities, metric)
+    roc, spread = Roc.of(every), roc_intervals(every, FARS)
+    found, people = verification.rank1(first, second, test.identities, metric)
     fmr, tmr = roc.curve()
     by_fold = [correct[pairs.fold == fold].mean() for fold in range(pairs.folds)]
     return {
@@ -109,11 +112,12 @@ def row(
         "ci95": [_percent(min(low, accuracy)), _percent(max(high, accuracy))],
         "pairs": len(scores),
         "folds": pairs.folds,
-        "rank1": _percent(verification.rank1(first, second, test.identities, metric)),
-        "tar_at_far": {
-            f"1e-{round(-np.log10(far))}": None if (tar := roc.tar_at(far)) is None else _percent(tar) for far in FARS
-        },
+        "rank1": _percent(found.mean()),
+        "rank1_ci95": _ends(people_interval(found, people)),
+        "tar_at_far": {_rate(far): None if (tar := roc.tar_at(far)) is None else _percent(tar) for far in FARS},
+        "tar_ci95": {_rate(far): None if ends is None else _ends(ends) for far, ends in spread.tar.items()},
         "eer": _percent(roc.eer()),
+        "eer_ci95": _ends(spread.eer),
         "std_folds": _percent(float(np.std(by_fold))),
         "roc": {"fmr": fmr, "tmr": tmr},
     }
@@ -138,3 +142,11 @@ def _shared_space(
 
 def _percent(share: float) -> float:
     return round(100 * share, 4)
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [_percent(end) for end in interval]
+
+
+def _rate(far: float) -> str:
+    return f"1e-{round(-np.log10(far))}"

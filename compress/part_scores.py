@@ -15,6 +15,7 @@ from compress.teach import embed
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import fingerprint, whole
+from faces.intervals import people_interval
 from faces.parts import Part, roc_of
 from faces.verification import Pairs, correct_by_fold
 from students.registry import create_student
@@ -116,9 +117,8 @@ def people_summary(values: np.ndarray, baseline: np.ndarray | None, people: np.n
     return found if baseline is None else found | {"against_baseline": _by_people(values - baseline, people)}
 
 
-def _by_people(values: np.ndarray, people: np.ndarray, draws: int = 2000) -> dict[str, Any]:
-    owner = np.unique(people, return_inverse=True)[1]
-    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
-    drawn = np.random.default_rng(404).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    bounds = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
-    return {"points": 100 * float(values.mean()), "ci95": [100 * float(bound) for bound in bounds]}
+def _by_people(values: np.ndarray, people: np.ndarray) -> dict[str, Any]:
+    return {
+        "points": 100 * float(values.mean()),
+        "ci95": [100 * bound for bound in people_interval(values, people)],
+    }

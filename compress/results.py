@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from compress.result_artifacts import Alpha, Artifact, Count, Fraction, Miss, Name, NotNegative, Part, Percent, Positive
 from faces.errors import UserError
 
+Ends = Annotated[list[Percent], Field(min_length=2, max_length=2)]
+
 ROC_POINTS = 200
 """The protocol that a run is judged by."""
 
@@ -116,7 +118,7 @@ class Accuracy(Part):
     """`full`; `same@P`: both images at P px; `cross@P`: the first full size, the second at P px."""
     accuracy: Percent
     """Verification accuracy, mean of the folds."""
-    ci95: Annotated[list[Percent], Field(min_length=2, max_length=2)]
+    ci95: Ends
     """Bootstrap 95% interval of `accuracy`: low, high; contains it."""
     pairs: Count
     """Genuine and impostor pairs together."""
@@ -124,10 +126,16 @@ class Accuracy(Part):
     """Folds whose threshold was chosen on the others."""
     rank1: Percent | None
     """Closed-set rank-1 identification; null where it was not measured."""
+    rank1_ci95: Ends | None = None
+    """Optional: of `rank1`, the people of the probes drawn, the gallery held."""
     tar_at_far: dict[str, Percent | None]
     """TAR by FAR, the key a number such as `1e-2`; null where the impostor pairs are too few for it."""
+    tar_ci95: dict[str, Ends | None] = Field(default_factory=dict)
+    """Optional: of `tar_at_far`, people drawn, each draw with a threshold of its own; null where that is."""
     eer: Percent | None = None
     """Optional: equal error rate."""
+    eer_ci95: Ends | None = None
+    """Optional: of `eer`, people drawn."""
     roc: Roc | None = None
     """Optional: the ROC curve."""
     std_folds: NotNegative | None = None
@@ -143,9 +151,12 @@ class Accuracy(Part):
 
     @model_validator(mode="after")
     def _contains(self) -> "Accuracy":
-        low, high = self.ci95
-        if not low <= self.accuracy <= high:
-            raise ValueError(f"ci95 [{low}, {high}] does not contain accuracy {self.accuracy}")
+        figures = [("ci95", self.accuracy, self.ci95), ("rank1_ci95", self.rank1, self.rank1_ci95),
+                   ("eer_ci95", self.eer, self.eer_ci95)]  # fmt: skip
+        figures += [(f"tar_ci95 at {far}", self.tar_at_far.get(far), ends) for far, ends in self.tar_ci95.items()]
+        for name, figure, ends in figures:
+            if ends is not None and (figure is None or not ends[0] <= figure <= ends[1]):
+                raise ValueError(f"{name} {ends} does not contain {figure}")
         return self
 
     @property

@@ -15,9 +15,9 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f} %"
 
 
-def interval(value: float, ci95: Sequence[float]) -> str:
-    """`91.2 % [89.9, 92.4]`."""
-    return f"{value:.1f} % [{ci95[0]:.1f}, {ci95[1]:.1f}]"
+def interval(value: float | None, ci95: Sequence[float] | None) -> str:
+    """`91.2 % [89.9, 92.4]`, without an interval `91.2 %`, or n/a."""
+    return percent(value) if ci95 is None else f"{percent(value)} [{ci95[0]:.1f}, {ci95[1]:.1f}]"
 
 
 def short(value: float | None) -> str:

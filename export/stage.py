@@ -31,7 +31,7 @@ from faces.align import STORED_POINTS, TEMPLATES
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.files import sha256
-from faces.verification import Roc
+from faces.verification import Roc, all_pairs
 
 TOOLS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -280,7 +280,7 @@ class _Export:
             return verdict, {}
         # fp32 differs from the model by rounding alone; the others have scores, and so thresholds, of their own.
         scored = (reference if target.precision == "fp32" and verdict.passed else found)[known]
-        roc = Roc.of(scored, scored, trial.identities[known], metric)
+        roc = Roc.of(all_pairs(scored, scored, trial.identities[known], metric))
         thresholds = sidecars.thresholds(roc, trial.protocol, trial.data)
         return parity.with_accuracy(verdict, found, reference, trial, metric, target.precision), thresholds
 

@@ -189,6 +189,27 @@ def bootstrap_interval(
 
 
 @dataclass(frozen=True)
+class AllPairs:
+    """scores (P,) of pairs of faces; same (P,) bool; first, second (P,) int32: whose faces they are, from 0."""
+
+    scores: np.ndarray
+    same: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+
+def all_pairs(first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> AllPairs:
+    """All pairs of two different labelled faces, of some people above `MOST_FACES`; `first` and `second` (N, D)
+    embed the same faces, maybe at two resolutions. Where they differ, (i, j) and (j, i) are two pairs."""
+    known = _known(identities)
+    scores = similarity_matrix(first[known], second[known], metric)
+    people = np.unique(identities[known], return_inverse=True)[1].astype(np.int32)
+    chosen = ~np.eye(len(known), dtype=bool) if first is not second else np.triu(np.ones_like(scores, dtype=bool), 1)
+    a, b = (np.broadcast_to(side, chosen.shape)[chosen] for side in (people[:, None], people))
+    return AllPairs(scores[chosen], a == b, a, b)
+
+
+@dataclass(frozen=True)
 class Roc:
     """Genuine and impostor scores of all pairs of a test set, sorted ascending."""
 
@@ -196,14 +217,8 @@ class Roc:
     impostor: np.ndarray
 
     @classmethod
-    def of(cls, first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> "Roc":
-        """All pairs of two different labelled faces, of some people above `MOST_FACES`; `first` and `second` (N, D)
-        embed the same faces, maybe at two resolutions. Where they differ, (i, j) and (j, i) are two pairs."""
-        known = _known(identities)
-        scores = similarity_matrix(first[known], second[known], metric)
-        same = identities[known][:, None] == identities[known][None]
-        chosen = ~np.eye(len(known), dtype=bool) if first is not second else np.triu(np.ones_like(same), 1)
-        return cls(np.sort(scores[same & chosen]), np.sort(scores[~same & chosen]))
+    def of(cls, pairs: AllPairs) -> "Roc":
+        return cls(np.sort(pairs.scores[pairs.same]), np.sort(pairs.scores[~pairs.same]))
 
     def threshold_at(self, far: float) -> float | None:
         """Lowest threshold with at most `far` of the impostors accepted; None with too few impostors."""
@@ -243,8 +258,9 @@ class Roc:
         return [*fmr.tolist(), 1.0], [*tmr.tolist(), 1.0]
 
 
-def rank1(first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> float:
-    """Share of probes whose nearest gallery face is the same person.
+def rank1(first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Closed-set identification at rank 1: of each probe (M,) whether the nearest gallery face is the same person's,
+    bool, and who it shows.
 
     Gallery: each person's first face (from `first`); probes: that person's other faces (from `second`).
     """
@@ -252,4 +268,4 @@ def rank1(first: np.ndarray, second: np.ndarray, identities: np.ndarray, metric:
     gallery = known[np.unique(identities[known], return_index=True)[1]]
     probes = np.setdiff1d(known, gallery)
     nearest = similarity_matrix(second[probes], first[gallery], metric).argmax(1)
-    return float((identities[gallery][nearest] == identities[probes]).mean())
+    return identities[gallery][nearest] == identities[probes], identities[probes]

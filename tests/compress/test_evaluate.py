@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from compress.evaluate import protocol_rows, row
-from faces.verification import Pairs, make_pairs
+from faces.intervals import people_interval, roc_intervals
+from faces.verification import Pairs, all_pairs, make_pairs, rank1
 
 IDENTITIES = np.repeat(np.arange(6), 4)
 TEST = SimpleNamespace(identities=IDENTITIES)
@@ -43,7 +44,13 @@ def test_a_rows_accuracy_is_that_of_a_naive_count(metric, noise):
     assert found["accuracy"] == pytest.approx(naive_accuracy(first, second, metric, pairs), abs=1e-3)
     assert found["ci95"][0] <= found["accuracy"] <= found["ci95"][1]
     assert (found["pairs"], found["folds"], found["model"], found["protocol"]) == (60, 5, "student", "cross@16")
-    assert 0 <= found["rank1"] <= 100
+    right, people = rank1(first, second, IDENTITIES, metric)
+    assert found["rank1"] == pytest.approx(100 * right.mean(), abs=1e-3)
+    assert found["rank1_ci95"] == pytest.approx([100 * end for end in people_interval(right, people)], abs=1e-3)
+    spread = roc_intervals(all_pairs(first, second, IDENTITIES, metric), [0.1])
+    assert found["tar_ci95"]["1e-1"] == pytest.approx([100 * end for end in spread.tar[0.1]], abs=1e-3)
+    assert found["tar_ci95"]["1e-4"] is None is found["tar_at_far"]["1e-4"]
+    assert found["eer_ci95"] == pytest.approx([100 * end for end in spread.eer], abs=1e-3)
     assert found["roc"]["fmr"][-1] == found["roc"]["tmr"][-1] == 1
 
 

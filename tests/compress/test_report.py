@@ -107,6 +107,12 @@ def test_every_row_is_in_page_and_card(tmp_path: Path) -> None:
         shown = f"{row['accuracy']:.1f} % [{row['ci95'][0]:.1f}, {row['ci95'][1]:.1f}]"
         assert shown in page
         assert shown in card
+        low, high = row["tar_ci95"]["1e-2"]
+        assert f"{row['tar_at_far']['1e-2']:.1f} % [{low:.1f}, {high:.1f}]" in page
+        assert f"{row['tar_at_far']['1e-2']:.1f} % [{low:.1f}, {high:.1f}]" in card
+        assert f"{row['eer']:.1f} % [{row['eer_ci95'][0]:.1f}, {row['eer_ci95'][1]:.1f}]" in page
+        if row["rank1"] is not None:
+            assert f"{row['rank1']:.1f} % [{row['rank1_ci95'][0]:.1f}, 100.0]" in card
     for row in value["reference"]:
         assert f"{row['accuracy']:.1f} % [" in page
     for row in value["throughput"]:
@@ -273,7 +279,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "`_x_" not in card.replace("\\`", "")
     assert not re.search(r"(?<!\\)\]\(", card)
     rows = [line for line in card.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {6, 7, 8}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {6, 7, 11}
 
 
 def test_a_bare_run_says_what_is_missing(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_least_file_of_the_schema_is_taken() -> None:
     for key in ("run", "data", "reference"):
         del value[key]
     for row in value["accuracy"]:
-        for key in ("eer", "roc", "std_folds"):
+        for key in ("rank1_ci95", "tar_ci95", "eer", "eer_ci95", "roc", "std_folds"):
             del row[key]
     for key in ("macs", "input_px", "embedding_dim", "licence"):
         del value["teacher"][key]
@@ -79,6 +79,11 @@ BAD = {
     "interval upside down": _set("accuracy", "ci95", [92.0, 88.0]),
     "interval of three": _set("accuracy", "ci95", [80.0, 90.0, 95.0]),
     "interval beyond 100": _set("accuracy", "ci95", [88.0, 101.0]),
+    "interval of rank-1 beside it": _set("accuracy", "rank1_ci95", [1.0, 2.0]),
+    "interval of an EER that is none": _set("accuracy", "eer", None),
+    "interval of a TAR beside it": _set("accuracy", "tar_ci95", {"1e-2": [1.0, 2.0]}),
+    "interval of a TAR that is none": _set("accuracy", "tar_ci95", {"1e-3": [1.0, 2.0]}),
+    "interval of a TAR at another FAR": _set("accuracy", "tar_ci95", {"1e-4": [1.0, 2.0]}),
     "unknown protocol": _set("accuracy", "protocol", "same@"),
     "resolution of 0": _set("accuracy", "protocol", "same@0"),
     "FAR that is none": _set("accuracy", "tar_at_far", {"often": 90.0}),

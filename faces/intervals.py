@@ -1,0 +1,102 @@
+"""95% intervals of what all pairs of a test set say: people are drawn with replacement, and all their faces with them.
+
+A pair of one person counts as often as the person was drawn, a pair of two people as often as one was times as often
+as the other was: impostor pairs that share a person are not taken for independent (the vertex bootstrap of Fogliato,
+Patil and Perona 2024, Confidence intervals for error rates in 1:1 matching tasks).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from faces.verification import AllPairs, Roc
+
+Interval = tuple[float, float]
+_ENDS = [0.025, 0.975]
+_LEVELS = 200
+
+
+@dataclass(frozen=True)
+class RocIntervals:
+    """Of `Roc.tar_at`, by FAR (None where the impostors are too few for it), and of `Roc.eer`."""
+
+    tar: dict[float, Interval | None]
+    eer: Interval
+
+
+def roc_intervals(pairs: AllPairs, fars: Sequence[float], draws: int = 400, seed: int = 0) -> RocIntervals:
+    """Each draw sets its own threshold. Shares in [0, 1]; an interval contains the figure itself.
+
+    A draw's false match rate is exact at `_LEVELS` thresholds and on a straight line between them; its EER is read at
+    the genuine pairs' scores."""
+    genuine, owner = _sorted(pairs.scores[pairs.same], pairs.first[pairs.same])
+    impostor, one, other = _sorted(pairs.scores[~pairs.same], pairs.first[~pairs.same], pairs.second[~pairs.same])
+    people = int(max(pairs.first.max(), pairs.second.max())) + 1
+    drawn = np.random.default_rng([seed, 505]).multinomial(people, np.full(people, 1 / people), size=draws)
+    # Without two people or a genuine pair, a draw has no rates.
+    drawn = drawn[drawn[:, np.unique(owner)].any(1) & (np.count_nonzero(drawn, 1) > 1)]
+    levels = np.unique(np.append(0, np.geomspace(1, len(impostor), _LEVELS).round().astype(int)))
+    accepted = _accepted(drawn, one[::-1], other[::-1], levels)
+    above = len(impostor) - np.searchsorted(impostor, genuine)
+    rates = []
+    for weight, row in zip(drawn, accepted, strict=True):
+        refused = np.append(0, np.cumsum(weight[owner])) / weight[owner].sum()
+        fmr = np.append(np.interp(above, levels, row / row[-1]), 0.0)
+        ranks = np.interp([far * row[-1] for far in fars], row, levels)
+        rates.append([*(_tar(genuine, impostor, refused, int(rank + 1e-6)) for rank in ranks), _eer(fmr, refused)])
+    roc = Roc(genuine, impostor)
+    *tars, eer = np.quantile(np.array(rates), _ENDS, axis=0).T
+    found = {}
+    for far, ends in zip(fars, tars, strict=True):
+        tar = roc.tar_at(far)
+        found[far] = None if tar is None else _around(tar, ends)
+    return RocIntervals(found, _around(roc.eer(), eer))
+
+
+def people_interval(values: np.ndarray, people: np.ndarray, draws: int = 2000) -> Interval:
+    """Of the mean of values (M,), each of one of `people` (M,), any numbers; one person has each value counted as
+    often as they were drawn."""
+    owner = np.unique(people, return_inverse=True)[1]
+    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
+    drawn = np.random.default_rng(404).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    return _around(float(values.mean()), np.quantile((drawn @ sums) / (drawn @ counts), _ENDS))
+
+
+def _sorted(scores: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(scores)
+    return [scores[order], *(column[order] for column in columns)]
+
+
+def _accepted(drawn: np.ndarray, one: np.ndarray, other: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """(draws, levels): the weight of so many of the first impostor pairs, in each draw. By way of the pairs between
+    each two people, which are far fewer than pairs."""
+    weight, people = drawn.astype(np.float32), drawn.shape[1]
+    found = np.zeros((len(drawn), len(levels)))
+    for k, (start, stop) in enumerate(itertools.pairwise(levels), 1):
+        places = one[start:stop].astype(np.int64) * people + other[start:stop]
+        between = np.bincount(places, minlength=people**2).reshape(people, people).astype(np.float32)
+        found[:, k] = found[:, k - 1] + (weight @ between * weight).sum(1, dtype=np.float64)
+    return found
+
+
+def _tar(genuine: np.ndarray, impostor: np.ndarray, refused: np.ndarray, accepted: int) -> float:
+    """`Roc.tar_at` with weights: the `accepted` highest impostor scores are, refused[k]: share of the k lowest genuine
+    ones."""
+    below = 0 if accepted == len(impostor) else np.searchsorted(genuine, impostor[-1 - accepted], side="right")
+    return float(1 - refused[below])
+
+
+def _eer(fmr: np.ndarray, fnmr: np.ndarray) -> float:
+    """Where the two cross, on straight lines; fmr falls, fnmr rises from 0."""
+    gap = fmr - fnmr
+    after = int(np.argmax(gap <= 0))
+    if after == 0:
+        return 0.0
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(fmr[after - 1] + share * (fmr[after] - fmr[after - 1]))
+
+
+def _around(figure: float, ends: np.ndarray) -> Interval:
+    return min(float(ends[0]), figure), max(float(ends[1]), figure)
