@@ -10,11 +10,25 @@ from rich.progress import track
 from benchmarks.output import table
 from faces.cli import Output, run_cli
 from faces.files import write_json
-from faces.verification import Pairs, bootstrap_interval, correct_by_fold, make_pairs, similarity
+from faces.intervals import people_interval, roc_intervals
+from faces.verification import (
+    Pairs,
+    Roc,
+    all_pairs,
+    bootstrap_interval,
+    correct_by_fold,
+    make_pairs,
+    rank1,
+    similarity,
+)
 
 PEOPLE = ((10, 10), (30, 10), (300, 8))
 """People and faces of each: as many as the ORL faces' test set has, a few more, and as `val-b` about."""
 _WIDTH, _SPREAD, _APART = 16, 0.8, 0.35
+_FAR = 0.01
+_NAMES = {"accuracy": "accuracy, %", "paired": "paired difference, points", "tar": f"TAR at FAR {_FAR:.0%}, %",
+          "eer": "EER, %", "rank1": "rank-1, %"}  # fmt: skip
+_SIGN = {"paired": "+"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,20 +40,20 @@ def main(sets: int, json_file: Any) -> None:
 
     A person is a point, a face of theirs a point around it (more or less so by person); another model sees the same
     faces with noise of its own. The truth is the mean over all sets that are drawn. `accuracy`: of one model; `paired`:
-    the difference of the other's. An interval of 95% should hold it in 95 of 100 sets; where people are few, it does
-    in fewer, as impostor pairs are drawn one by one though the same people stand in many of them, and in a paired
-    difference the two thresholds move as well.
+    the difference of the other's; `tar`: the true accept rate at a FAR of 1% of all pairs, `eer`, and `rank1`. An
+    interval of 95% should hold it in 95 of 100 sets; where people are few, it does in fewer: for the accuracy impostor
+    pairs are drawn one by one though the same people stand in many of them, in a paired difference the two thresholds
+    move as well, and rank-1 depends on a gallery that is held.
     """
     rows = []
     for people, each in PEOPLE:
         bar = track(range(sets), f"{people} people", console=Console(stderr=True), transient=True)
         drawn = [_drawn(people, each, number) for number in bar]
         rows.append({"people": people, "faces_of_each": each, "sets": sets, **_held(drawn)})
-    heads = ("people", "faces of each", "accuracy, %", "intervals that hold it, %", "paired difference, points",
-             "intervals that hold it, %")  # fmt: skip
+    heads = ["people", "faces of each", *(head for name in _NAMES.values() for head in (name, "held, %"))]
     cells = [
-        (str(row["people"]), str(row["faces_of_each"]), f"{row['accuracy']:.1f}", f"{row['accuracy_held']:.0f}",
-         f"{row['paired']:+.1f}", f"{row['paired_held']:.0f}")
+        (str(row["people"]), str(row["faces_of_each"]),
+         *(cell for name in _NAMES for cell in (f"{row[name]:{_SIGN.get(name, '')}.1f}", f"{row[f'{name}_held']:.0f}")))
         for row in rows
     ]  # fmt: skip
     click.echo("\n".join(table(heads, cells)))
@@ -47,28 +61,37 @@ def main(sets: int, json_file: Any) -> None:
         write_json(json_file, {"coverage": rows})
 
 
-def _drawn(people: int, each: int, seed: int) -> dict[str, tuple[float, float, float]]:
-    """Value, lower and upper end of the accuracy and of the paired difference on one set, in percent."""
+def _drawn(people: int, each: int, seed: int) -> dict[str, tuple[float, ...]]:
+    """Value, lower and upper end of each of `_NAMES` on one set, in percent."""
     rng = np.random.default_rng([seed, people])
     identities = np.arange(people).repeat(each)
     spread = _SPREAD * np.exp(0.2 * rng.standard_normal(people))[identities, None]
     faces = rng.standard_normal((people, _WIDTH))[identities] + spread * rng.standard_normal((len(identities), _WIDTH))
     pairs = make_pairs(identities, 0)
     one, other = (_right(x, pairs) for x in (faces, faces + _APART * rng.standard_normal(faces.shape)))
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     for name, values in (("accuracy", one), ("paired", other - one)):
         low, high = bootstrap_interval(values, pairs, identities)
-        found[name] = (100 * float(values.mean()), 100 * low, 100 * high)
-    return found
+        found[name] = (float(values.mean()), low, high)
+    every = all_pairs(faces, faces, identities, "cosine")
+    roc, drawn = Roc.of(every), roc_intervals(every, [_FAR])
+    tar, ends = roc.tar_at(_FAR), drawn.tar[_FAR]
+    # The fewest people of a row form pairs enough for this rate.
+    assert tar is not None
+    assert ends is not None
+    found |= {"tar": (tar, *ends), "eer": (roc.eer(), *drawn.eer)}
+    right, whose = rank1(faces, faces, identities, "cosine")
+    found["rank1"] = (float(right.mean()), *people_interval(right, whose))
+    return {name: tuple(100 * value for value in row) for name, row in found.items()}
 
 
 def _right(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
     return correct_by_fold(similarity(embeddings[pairs.a], embeddings[pairs.b], "cosine"), pairs).astype(float)
 
 
-def _held(drawn: list[dict[str, tuple[float, float, float]]]) -> dict[str, float]:
+def _held(drawn: list[dict[str, tuple[float, ...]]]) -> dict[str, float]:
     found = {}
-    for name in ("accuracy", "paired"):
+    for name in drawn[0]:
         value, low, high = np.array([one[name] for one in drawn]).T
         truth = value.mean()
         found[name] = float(truth)

@@ -10,9 +10,10 @@ from benchmarks.embedders import Embedder
 from export.crops import loose
 from faces import align, verification
 from faces.dataset import Faces
+from faces.intervals import Interval, people_interval, roc_intervals
 from faces.protocols.types import PairList, Photo, Search, Templates
 from faces.sources.record import decode
-from faces.verification import MIN_FALSE_MATCHES, Pairs, Roc
+from faces.verification import MIN_FALSE_MATCHES, AllPairs, Pairs, Roc
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 RANKS = (1, 5, 10)
@@ -94,7 +95,7 @@ def verify(listed: PairList, reader: Reader, peer: Embedder, sizes: Sequence[int
         scores = verification.similarity(rows[first][a], rows[second][b], peer.metric)
         right = verification.correct_by_fold(scores, pairs)
         low, high = verification.bootstrap_interval(right, pairs, people)
-        figures[name] = {"value": 100 * float(right.mean()), "low": 100 * low, "high": 100 * high}
+        figures[name] = _figure(float(right.mean()), (low, high))
     return found | {"figures": figures}
 
 
@@ -119,9 +120,23 @@ def search(test: Search, reader: Reader, peer: Embedder, closed_set: bool = Fals
         owner = np.arange(len(names))
     wanted = np.array([person for _, person in test.probes])[asked]
     ranks = _ranks(rows[count:][asked], gallery, owner, names, wanted, peer.metric)
-    word, wants = ("top", RANKS[:2]) if closed_set else ("rank", RANKS)
-    figures = {f"{word}-{k}": {"value": 100 * float((ranks <= k).sum()) / len(test.probes)} for k in wants}
+    figures = _at_ranks(ranks, asked, [person for _, person in test.probes], closed_set)
     return found | {"figures": figures, "gallery": len(names), "gallery_images_left_out": count - len(known)}
+
+
+def _at_ranks(ranks: np.ndarray, asked: np.ndarray, people: Sequence[str], closed_set: bool = False) -> dict[str, Any]:
+    """Shares of all probes, which show `people`, that are found within the first k; ranks: of those `asked` for."""
+    word, wants = ("top", RANKS[:2]) if closed_set else ("rank", RANKS)
+    figures = {}
+    for k in wants:
+        right = np.zeros(len(people), dtype=bool)
+        right[asked] = ranks <= k
+        figures[f"{word}-{k}"] = _figure(float(right.mean()), people_interval(right, np.array(people)))
+    return figures
+
+
+def _figure(share: float, interval: Interval) -> dict[str, float]:
+    return {"value": 100 * share, "low": 100 * interval[0], "high": 100 * interval[1]}
 
 
 def _ranks(
@@ -169,20 +184,28 @@ def templates(test: Templates, reader: Reader, peer: Embedder) -> dict[str, Any]
             ]
         )
         same = np.array([one for _, _, one in kept])
-        roc = Roc(np.sort(scores[same]), np.sort(scores[~same]))
-        if len(roc.genuine):
-            for far in FARS:
-                tar = roc.tar_at(far)
-                few = f"{far * len(roc.impostor):.2g} false matches expected, {MIN_FALSE_MATCHES} are needed"
-                figures[f"TAR@{far:.0e}"] = {"value": 100 * tar} if tar is not None else {"value": None, "reason": few}
+        whose = [[test.subjects.get(name, name) for name in side] for side in list(zip(*kept, strict=True))[:2]]
+        owners = np.unique(whose, return_inverse=True)[1].reshape(2, -1).astype(np.int32)
+        pairs = AllPairs(scores, same, *owners)
+        roc = Roc.of(pairs)
+        # Without an impostor no rate is stated either, and there is nothing to draw.
+        intervals = roc_intervals(pairs, FARS).tar if len(roc.genuine) and len(roc.impostor) else {}
+        for far in FARS if len(roc.genuine) else ():
+            tar, interval = roc.tar_at(far), intervals.get(far)
+            few = f"{far * len(roc.impostor):.2g} false matches expected, {MIN_FALSE_MATCHES} are needed"
+            figures[f"TAR@{far:.0e}"] = (
+                {"value": None, "reason": few} if tar is None or interval is None else _figure(tar, interval)
+            )
     if test.probes:
         gallery = [name for name in test.gallery if name in means]
-        asked = [name for name in test.probes if name in means]
-        if gallery and asked:
+        asked = np.array([i for i, name in enumerate(test.probes) if name in means], dtype=np.int64)
+        if gallery and len(asked):
             people, owner = np.unique([test.subjects[name] for name in gallery], return_inverse=True)
-            wanted = np.array([test.subjects[name] for name in asked])
-            ranks = _ranks(_stack(means, asked), _stack(means, gallery), owner, people, wanted, peer.metric)
-            figures |= {f"rank-{k}": {"value": 100 * float((ranks <= k).sum()) / len(test.probes)} for k in RANKS}
+            searched = [test.subjects[name] for name in test.probes]
+            probes = _stack(means, (test.probes[i] for i in asked))
+            wanted = np.array(searched)[asked]
+            ranks = _ranks(probes, _stack(means, gallery), owner, people, wanted, peer.metric)
+            figures |= _at_ranks(ranks, asked, searched)
     return found | {"figures": figures, "compared": len(kept), "comparisons_left_out": len(test.compared) - len(kept)}
 
 

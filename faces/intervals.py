@@ -35,10 +35,11 @@ def roc_intervals(pairs: AllPairs, fars: Sequence[float], draws: int = 400, seed
     impostor, one, other = _sorted(pairs.scores[~pairs.same], pairs.first[~pairs.same], pairs.second[~pairs.same])
     people = int(max(pairs.first.max(), pairs.second.max())) + 1
     drawn = np.random.default_rng([seed, 505]).multinomial(people, np.full(people, 1 / people), size=draws)
-    # Without two people or a genuine pair, a draw has no rates.
-    drawn = drawn[drawn[:, np.unique(owner)].any(1) & (np.count_nonzero(drawn, 1) > 1)]
     levels = np.unique(np.append(0, np.geomspace(1, len(impostor), _LEVELS).round().astype(int)))
     accepted = _accepted(drawn, one[::-1], other[::-1], levels)
+    # Without a genuine or an impostor pair, a draw has no rates.
+    kept = drawn[:, np.unique(owner)].any(1) & (accepted[:, -1] > 0)
+    drawn, accepted = drawn[kept], accepted[kept]
     above = len(impostor) - np.searchsorted(impostor, genuine)
     rates = []
     for weight, row in zip(drawn, accepted, strict=True):

@@ -26,6 +26,8 @@ def test_the_table_and_the_file_say_the_same(tmp_path, monkeypatch):
     assert -5 < row["paired"] < 0
     held = f"| 10 | 10 | {row['accuracy']:.1f} | {row['accuracy_held']:.0f} | {row['paired']:+.1f} | "
     assert held in done.stdout
-    drawn = [coverage._drawn(10, 10, seed)["accuracy"] for seed in range(20)]
-    assert np.isclose(row["accuracy"], np.mean([one[0] for one in drawn]))
-    assert all(low <= value <= high for value, low, high in drawn)
+    drawn = [coverage._drawn(10, 10, seed) for seed in range(20)]
+    for name in ("accuracy", "paired", "tar", "eer", "rank1"):
+        assert np.isclose(row[name], np.mean([one[name][0] for one in drawn]))
+        assert all(one[name][1] <= one[name][0] <= one[name][2] for one in drawn)
+        assert 50 <= row[f"{name}_held"] <= 100

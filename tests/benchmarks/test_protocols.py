@@ -98,6 +98,8 @@ def test_ranks_with_distractors_and_a_missing_probe(photo, gone):
     # The first is found; the second is nearest to the distractor, then to one of the others; the third is not there.
     assert found["figures"]["rank-1"]["value"] == pytest.approx(100 / 3)
     assert found["figures"]["rank-5"]["value"] == pytest.approx(200 / 3)
+    # By person: of ann's two probes one is right, bo's is not; drawn twice, one person is all there is.
+    assert (found["figures"]["rank-1"]["low"], found["figures"]["rank-1"]["high"]) == (0, 50)
     assert (found["probes"], found["probes_used"]) == (3, 2)
     assert found["gallery"] == 3
 
@@ -136,8 +138,22 @@ def test_tar_by_hand(photo):
     members = [Member(photo(who), str(i), str(i)) for i, who in enumerate(people)]
     compared = tuple((str(i), str(j), people[i] == people[j]) for i in range(24) for j in range(i))
     found = protocols.templates(Templates(tuple(members), compared), protocols.Reader("dlib", True), PEER)
-    assert found["figures"]["TAR@1e-01"]["value"] == 100
+    assert found["figures"]["TAR@1e-01"] == {"value": 100, "low": 100, "high": 100}
     assert found["figures"]["TAR@1e-06"]["value"] is None
+
+
+def test_the_interval_of_a_tar_is_that_of_the_subjects_drawn(photo):
+    people = [("ann", "bo", "cy")[i % 3] for i in range(24)]
+    members = [Member(photo("cy" if i == 0 else who), str(i), str(i)) for i, who in enumerate(people)]
+    compared = tuple((str(i), str(j), people[i] == people[j]) for i in range(24) for j in range(i))
+    subjects = {str(i): who for i, who in enumerate(people)}
+    found = protocols.templates(Templates(tuple(members), compared, (), (), subjects), protocols.Reader("dlib", True),
+                                PEER)  # fmt: skip
+    # One of ann's eight faces shows cy: of 84 genuine pairs her 7 with it are refused, but for those that the threshold
+    # lets through, twice as many where she is drawn twice, and none where she is not drawn.
+    figure = found["figures"]["TAR@1e-01"]
+    assert figure["value"] == pytest.approx(100 * 77 / 84, abs=2)
+    assert (figure["low"], figure["high"]) == (pytest.approx(100 * (1 - 14 / 84), abs=3), 100)
 
 
 def test_one_command_fills_the_table(tiny_files, tmp_path):
