@@ -1,5 +1,6 @@
 """Stage export: the student as files of other runtimes, and the teacher where asked, each proved on real faces."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ def run(run: Run) -> dict[str, Any]:
     kit, how = _kit(run), run.config.export
     write_kit(run.folder, kit)
     bench = Bench(run.folder, kit)
-    wanted = [("student", bench.student, how.formats, how.precisions)]
+    wanted = [
+        ("student", partial(bench.student, mirror), how.formats, how.precisions)
+        for mirror in ((False, True) if how.mirror else (False,))
+    ]
     if how.teacher:
-        wanted.append(("teacher", lambda: bench.teacher(how.alpha), how.teacher_formats, how.teacher_precisions))
+        wanted.append(("teacher", partial(bench.teacher, how.alpha), how.teacher_formats, how.teacher_precisions))
     rows, misses, alpha = list[Row](), list[Row](), None
     for model in ("student", "teacher"):
         _forget(run, model)

@@ -113,12 +113,14 @@ class Distill(Recipe):
 
 @dataclass(frozen=True, config=_STRICT)
 class Export:
-    """formats and precisions of the student's files; teacher: export the teacher too (--export-teacher), in
+    """formats and precisions of the student's files; mirror: the same files again with the embedding of the mirror
+    image added (student-mirror.*), twice the work; teacher: export the teacher too (--export-teacher), in
     teacher_formats and teacher_precisions; alpha: of a teacher with twin adapters (`export/merge.py`);
     allow_parity_failure: keep files that miss their tolerance."""
 
     formats: Formats = ("onnx", "tflite")
     precisions: Precisions = ("fp32",)
+    mirror: bool = False
     teacher: bool = False
     teacher_formats: Formats = ("onnx",)
     teacher_precisions: Precisions = ("fp32", "fp16")

@@ -49,6 +49,8 @@ def main() -> None:
 @click.option("--precision", "precisions", default="fp32", show_default=True, metavar="LIST",
               help=f"Of {', '.join(PRECISIONS)}.")  # fmt: skip
 @click.option("--student/--no-student", default=True, help="Export the student (default).")
+@click.option("--mirror", is_flag=True,
+              help="Also student-mirror.*: the mirror image's embedding is added, for twice the work.")  # fmt: skip
 @click.option("--export-teacher", is_flag=True, help="Export the teacher too. What it cannot be is a row, no failure.")
 @click.option("--alpha", default="mean", show_default=True, metavar="gallery|probe|mean|input|VALUE",
               help="Alpha at which a teacher's twin adapters are merged; `input`: it stays one.")  # fmt: skip
@@ -65,6 +67,7 @@ def run(
     formats: str,
     precisions: str,
     student: bool,
+    mirror: bool,
     export_teacher: bool,
     alpha: str,
     batch: str,
@@ -84,8 +87,8 @@ def run(
     from export.stage import How, export_model
     from export.tensorrt import check_capabilities
 
-    if not (student or export_teacher):
-        raise UserError("nothing to export: leave out --no-student, or give --export-teacher")
+    if not (student or mirror or export_teacher):
+        raise UserError("nothing to export: leave out --no-student, or give --mirror or --export-teacher")
     check_policy(alpha)
     how: dict[str, Any] = {
         "formats": _list("--format", formats),
@@ -109,7 +112,12 @@ def run(
         def say(what: str) -> None:
             status.update(f"exporting {what}")
 
-        for wanted, make in ((student, bench.student), (export_teacher, lambda: bench.teacher(alpha))):
+        subjects = (
+            (student, bench.student),
+            (mirror, lambda: bench.student(mirror=True)),
+            (export_teacher, lambda: bench.teacher(alpha)),
+        )
+        for wanted, make in subjects:
             if wanted:
                 status.update("preparing faces and the model")
                 subject = make()

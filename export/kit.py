@@ -11,7 +11,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
 
 from export import merge
 from export import sidecar as sidecars
@@ -27,8 +26,9 @@ from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
 from faces.files import sha256, write_json
 from students.batches import training_crops
+from students.mirror import Mirrored
 from students.registry import create_student, load_weights
-from students.student import Student
+from students.student import Student, count_macs, count_parameters
 from teachers import lora, merging
 from teachers.ensemble import Ensemble
 from teachers.registry import create_teacher
@@ -113,8 +113,9 @@ class Bench:
         except (zipfile.BadZipFile, ValueError, LookupError, EOFError):
             raise UserError(f"{self.folder / name} is damaged: run compress.pipeline in this folder again") from None
 
-    def student(self) -> Subject:
-        """The run's student; its trial are unseen people at its input size."""
+    def student(self, mirror: bool = False) -> Subject:
+        """The run's student, with `mirror` as `students.mirror.Mirrored`; its trial are unseen people at its input
+        size."""
         kit = self.kit
         model = create_student(kit.student)
         load_weights(model, self._student_file()).eval()
@@ -125,11 +126,20 @@ class Bench:
             model=kit.student, template="arcface", metric="cosine", teacher=kit.teacher_card, data=kit.data,
             parameters=kit.student_params, macs=kit.student_macs,
         )  # fmt: skip
-        return Subject(
-            "student", model, card, trial, calibration=calibration,
-            calibration_source=f"{len(calibration)} faces of {kit.data.name}'s training people, randomly degraded "
-            f"to {px} px",
-            aware=self._aware(model),
+        source = f"{len(calibration)} faces of {kit.data.name}'s training people, randomly degraded to {px} px"
+        aware = self._aware(model)
+        found = Subject("student", model, card, trial, calibration=calibration, calibration_source=source, aware=aware)
+        if not mirror:
+            return found
+        both = Mirrored(model).eval()
+        told = {
+            "model": f"{kit.student} and mirror image",
+            "parameters": count_parameters(both),
+            "macs": count_macs(both, px),
+        }
+        return replace(
+            found, model=both, card=card.model_copy(update=told), suffix="-mirror",
+            aware=lambda rounding, tick: Mirrored(aware(rounding, tick)).eval(),
         )  # fmt: skip
 
     def _student_file(self) -> Path:
@@ -141,7 +151,7 @@ class Bench:
             )
         return file
 
-    def _aware(self, student: Student) -> Callable[[Rounding, Callable[[int, int], None]], nn.Module]:
+    def _aware(self, student: Student) -> Callable[[Rounding, Callable[[int, int], None]], Student]:
         kit = self.kit
 
         @functools.cache

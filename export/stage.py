@@ -54,7 +54,7 @@ class Subject:
     alpha becomes an input of the graph. reference: the embeddings (N, D) of the trial's faces by the model that the
     files must equal, or None: `model` itself. calibration: (M, p, p, 3) uint8 faces that set the ranges of int8, and
     calibration_source what they are. aware: gives the model fine-tuned with a file's rounding in the loop, asked only
-    where int8 misses its gate without it.
+    where int8 misses its gate without it. suffix: tells the files of two models of one name apart.
     """
 
     name: str
@@ -66,6 +66,12 @@ class Subject:
     calibration: np.ndarray | None = None
     calibration_source: str = ""
     aware: Callable[[Rounding, Callable[[int, int], None]], nn.Module] | None = None
+    suffix: str = ""
+
+    @property
+    def stem(self) -> str:
+        """What the files' names begin with."""
+        return self.name + self.suffix
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def export_model(subject: Subject, folder: str | Path, how: How) -> tuple[list[R
     try:
         work = _Export(subject, folder, unproved, how)
         for target in wanted:
-            how.progress(target.file(subject.name))
+            how.progress(target.file(subject.stem))
             work.make(target)
         return work.rows, work.misses
     finally:
@@ -135,7 +141,7 @@ class _Export:
 
     def make(self, target: Target) -> None:
         """Write, prove and name one file."""
-        final = self.folder / target.file(self.subject.name)
+        final = self.folder / target.file(self.subject.stem)
         try:
             candidate, sidecar, seconds = self._proved(target, final)
         except UserError as problem:
@@ -253,7 +259,7 @@ class _Export:
 
     def _built(self, target: Target, candidate: Path) -> Engine:
         assert target.source is not None
-        name = target.source.file(self.subject.name)
+        name = target.source.file(self.subject.stem)
         source = self.folder / name
         # Not what an earlier export left there.
         if name not in {row["path"] for row in self.rows}:
@@ -287,7 +293,7 @@ class _Export:
     def _not_run(self, pending: Sidecar, target: Target, why: str) -> Sidecar:
         """An engine where no GPU of its own is: held to the ONNX file that it was built from."""
         assert target.source is not None
-        source = sidecars.read(self.folder / target.source.file(self.subject.name))
+        source = sidecars.read(self.folder / target.source.file(self.subject.stem))
         reason = f"not run: {why}; built from {source.file} ({source.parity.reason})"
         held = Parity(max_abs=None, cosine_min=None, faces=0, passed=None, reason=reason)
         told = {"thresholds": source.thresholds, "parity_failure_allowed": self.how.allow_failure}
@@ -316,7 +322,7 @@ class _Export:
             fed = {"dtype": "uint8", "scale": 1 / 255, "zero_point": 0}
         calibration = None
         if target.source is not None:
-            calibration = sidecars.read(self.folder / target.source.file(subject.name)).calibration
+            calibration = sidecars.read(self.folder / target.source.file(subject.stem)).calibration
         elif target.precision == "int8":
             assert subject.calibration is not None
             calibration = Calibration(

@@ -72,10 +72,10 @@ def test_a_name_that_is_no_utf8_can_be_read_back(tmp_path, kit, monkeypatch):
         read_kit(tmp_path)
 
 
-@pytest.mark.parametrize("teacher", [False, True])
-def test_a_teacher_exported_before_does_not_stay_beside_another_run(tmp_path, kit, monkeypatch, teacher):
+@pytest.mark.parametrize(("teacher", "mirror"), [(False, False), (True, False), (False, True)])
+def test_a_teacher_exported_before_does_not_stay_beside_another_run(tmp_path, kit, monkeypatch, teacher, mirror):
     (tmp_path / "mine.onnx").write_bytes(b"the user's own")
-    for name in ("student.tflite", "teacher.onnx", "teacher-fp16.onnx"):
+    for name in ("student.tflite", "student-mirror.onnx", "teacher.onnx", "teacher-fp16.onnx"):
         (tmp_path / name).write_bytes(b"old")
         (tmp_path / f"{name}.json").write_text("{}")
     made = []
@@ -89,16 +89,20 @@ def test_a_teacher_exported_before_does_not_stay_beside_another_run(tmp_path, ki
 
     monkeypatch.setattr(artifacts, "export_model", export_model)
     monkeypatch.setattr(artifacts, "write_kit", lambda *_: None)
-    bench = SimpleNamespace(student=lambda: Subject("student"), teacher=lambda alpha: Subject("teacher"))
+    bench = SimpleNamespace(
+        student=lambda mirror: Subject("student-mirror" if mirror else "student"),
+        teacher=lambda alpha: Subject("teacher"),
+    )
     monkeypatch.setattr(artifacts, "Bench", lambda *_: bench)
-    config = load_config("quick", None, {"export.teacher": teacher}, ())
+    config = load_config("quick", None, {"export.teacher": teacher, "export.mirror": mirror}, ())
     run = SimpleNamespace(
         facts=FACTS.__getitem__, config=config, path=tmp_path.joinpath, folder=tmp_path,
         progress=lambda *_: contextlib.nullcontext(), log=SimpleNamespace(info=None),
     )  # fmt: skip
     artifacts.run(run)
-    assert made == [["mine.onnx"], ["mine.onnx", "student.onnx"]][: 1 + teacher]
+    assert made == [["mine.onnx"], ["mine.onnx", "student.onnx"]][: 1 + teacher + mirror]
     assert (tmp_path / "teacher.onnx").exists() is teacher
+    assert (tmp_path / "student-mirror.onnx").exists() is mirror
     assert not (tmp_path / "student.tflite").exists()
 
 

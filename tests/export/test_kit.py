@@ -121,6 +121,23 @@ def test_bytes_in_and_unit_embeddings_out(folder, student, embed):
     assert np.abs(artifact.embed(images) - expected).max() < 1e-5
 
 
+def test_the_mirror_image_is_added_in_files_of_their_own(folder, student, embed):
+    done = CliRunner().invoke(main, [str(folder), "--no-student", "--mirror", "--precision", "fp32,int8"])
+    assert done.exit_code == 0, done.output
+    names = {"student-mirror.onnx", "student-mirror.tflite", "student-mirror-int8.tflite",
+             "student-mirror-int8-cpu.onnx", "student-mirror-int8-tensorrt.onnx"}  # fmt: skip
+    assert {file.name for file in folder.glob("student*") if file.suffix in (".onnx", ".tflite")} == names
+    images = Bench(folder, read_kit(folder)).student().trial.images[:40]
+    expected = embed(student("tiny16"), images) + embed(student("tiny16"), np.ascontiguousarray(images[:, :, ::-1]))
+    for name in ("student-mirror.onnx", "student-mirror.tflite"):
+        found = export.load(folder / name)
+        assert (found.sidecar.model, found.sidecar.parameters) == ("tiny16 and mirror image", 2 * 108_944)
+        np.testing.assert_allclose(found.embed(images), expected, atol=1e-4 * np.abs(expected).max())
+    rounded = export.load(folder / "student-mirror-int8.tflite").embed(images)
+    cosines = (rounded * expected).sum(1) / np.linalg.norm(rounded, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.95
+
+
 def test_a_miss_is_told_behind_the_table_and_stops_no_other_file(folder, monkeypatch):
     monkeypatch.setitem(parity.TOLERANCE, "fp16", 1.5)
     asked = [str(folder), "--format", "onnx", "--precision", "fp16,fp32"]
