@@ -10,12 +10,11 @@ from rich.progress import track
 from benchmarks.output import table
 from faces.cli import Output, run_cli
 from faces.files import write_json
-from faces.intervals import people_interval, roc_intervals
+from faces.intervals import pair_interval, people_interval, roc_intervals
 from faces.verification import (
     Pairs,
     Roc,
     all_pairs,
-    bootstrap_interval,
     correct_by_fold,
     make_pairs,
     rank1,
@@ -41,9 +40,8 @@ def main(sets: int, json_file: Any) -> None:
     A person is a point, a face of theirs a point around it (more or less so by person); another model sees the same
     faces with noise of its own. The truth is the mean over all sets that are drawn. `accuracy`: of one model; `paired`:
     the difference of the other's; `tar`: the true accept rate at a FAR of 1% of all pairs, `eer`, and `rank1`. An
-    interval of 95% should hold it in 95 of 100 sets; where people are few, it does in fewer: for the accuracy impostor
-    pairs are drawn one by one though the same people stand in many of them, in a paired difference the two thresholds
-    move as well, and rank-1 depends on a gallery that is held.
+    interval of 95% should hold it in 95 of 100 sets; where people are few, it does in fewer: the accuracy's thresholds
+    are held, which in a paired difference are two, and so is rank-1's gallery.
     """
     rows = []
     for people, each in PEOPLE:
@@ -71,7 +69,7 @@ def _drawn(people: int, each: int, seed: int) -> dict[str, tuple[float, ...]]:
     one, other = (_right(x, pairs) for x in (faces, faces + _APART * rng.standard_normal(faces.shape)))
     found: dict[str, tuple[float, ...]] = {}
     for name, values in (("accuracy", one), ("paired", other - one)):
-        low, high = bootstrap_interval(values, pairs, identities)
+        low, high = pair_interval(values, pairs, identities)
         found[name] = (float(values.mean()), low, high)
     every = all_pairs(faces, faces, identities, "cosine")
     roc, drawn = Roc.of(every), roc_intervals(every, [_FAR])

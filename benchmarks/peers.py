@@ -20,6 +20,7 @@ from faces import verification
 from faces.cli import Output, run_cli
 from faces.dataset import Faces
 from faces.errors import UserError
+from faces.intervals import pair_interval
 from faces.sources import open_faces
 from faces.verification import Pairs
 
@@ -39,7 +40,7 @@ def measure(peer: Embedder, faces: Faces, pairs: Pairs, clock: Callable[[], floa
         parts = [some.subset(np.arange(i, min(i + 256, len(some)))) for i in range(0, len(some), 256)]
         rows = np.concatenate([peer.run(peer.crops(part, px)) for part in parts])
         right = verification.correct_by_fold(verification.similarity(rows[at_a], rows[at_b], peer.metric), pairs)
-        low, high = verification.bootstrap_interval(right, pairs, faces.identities)
+        low, high = pair_interval(right, pairs, faces.identities)
         name = "full" if px is None else f"same@{px}"
         accuracy[name] = {"accuracy": 100 * float(right.mean()), "low": 100 * low, "high": 100 * high}
     speed = {}

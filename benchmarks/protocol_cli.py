@@ -18,10 +18,11 @@ from benchmarks.paper_accuracy import PAPERS, REMARKS
 from faces.cli import Output, run_cli
 from faces.dataset import CROP_PX
 from faces.errors import UserError
+from faces.intervals import pair_interval
 from faces.protocols import ijb, pair_lists, searches
 from faces.protocols.types import PairList
 from faces.sources import read_bin
-from faces.verification import bootstrap_interval, correct_by_fold, similarity
+from faces.verification import correct_by_fold, similarity
 
 Test = Callable[[run.Reader, Embedder], dict[str, Any]]
 _LISTS: dict[str, Callable[[Path, Path], PairList]] = {
@@ -44,7 +45,7 @@ def _bin(file: Path, sizes: tuple[int, ...], reader: run.Reader, peer: Embedder)
     figures = {}
     for name, (first, second) in views.items():
         right = correct_by_fold(similarity(rows[first][pairs.a], rows[second][pairs.b], peer.metric), pairs)
-        low, high = bootstrap_interval(right, pairs, faces.identities)
+        low, high = pair_interval(right, pairs, faces.identities)
         figures[name] = {"value": 100 * float(right.mean()), "low": 100 * low, "high": 100 * high}
     return {"pairs": len(pairs.a), "pairs_used": len(pairs.a), "images": {"read": len(faces)}, "figures": figures}
 

@@ -10,7 +10,7 @@ from benchmarks.embedders import Embedder
 from export.crops import loose
 from faces import align, verification
 from faces.dataset import Faces
-from faces.intervals import Interval, people_interval, roc_intervals
+from faces.intervals import Interval, pair_interval, people_interval, roc_intervals
 from faces.protocols.types import PairList, Photo, Search, Templates
 from faces.sources.record import decode
 from faces.verification import MIN_FALSE_MATCHES, AllPairs, Pairs, Roc
@@ -94,7 +94,7 @@ def verify(listed: PairList, reader: Reader, peer: Embedder, sizes: Sequence[int
     for name, (first, second) in views.items():
         scores = verification.similarity(rows[first][a], rows[second][b], peer.metric)
         right = verification.correct_by_fold(scores, pairs)
-        low, high = verification.bootstrap_interval(right, pairs, people)
+        low, high = pair_interval(right, pairs, people)
         figures[name] = _figure(float(right.mean()), (low, high))
     return found | {"figures": figures}
 

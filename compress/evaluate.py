@@ -17,7 +17,7 @@ from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces import verification
 from faces.dataset import Faces
-from faces.intervals import Interval, people_interval, roc_intervals
+from faces.intervals import Interval, pair_interval, people_interval, roc_intervals
 from faces.verification import FARS, Pairs, Roc
 
 Embed = Callable[[int | None], np.ndarray]
@@ -99,7 +99,7 @@ def row(
     scores = verification.similarity(first[pairs.a], second[pairs.b], metric)
     correct = verification.correct_by_fold(scores, pairs)
     accuracy = float(correct.mean())
-    low, high = verification.bootstrap_interval(correct, pairs, test.identities)
+    low, high = pair_interval(correct, pairs, test.identities)
     every = verification.all_pairs(first, second, test.identities, metric)
     roc, spread = Roc.of(every), roc_intervals(every, FARS)
     found, people = verification.rank1(first, second, test.identities, metric)

@@ -97,7 +97,7 @@ def summary(
     values: dict[str, np.ndarray], baseline: dict[str, np.ndarray] | None, part: Part
 ) -> dict[str, dict[str, Any]]:
     """By metric: `points` and `ci95` in percent and, where there is a baseline, the same of the paired difference,
-    `against_baseline`. Intervals: people and impostor pairs resampled, the threshold held."""
+    `against_baseline`. Intervals: `pair_interval`, the threshold held."""
     found = {}
     for metric, mine in values.items():
         found[metric] = part.interval(mine)

@@ -119,7 +119,7 @@ class Accuracy(Part):
     accuracy: Percent
     """Verification accuracy, mean of the folds."""
     ci95: Ends
-    """Bootstrap 95% interval of `accuracy`: low, high; contains it."""
+    """95% interval of `accuracy`: low, high; contains it."""
     pairs: Count
     """Genuine and impostor pairs together."""
     folds: Count

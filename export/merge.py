@@ -9,6 +9,7 @@ from export.sidecar import Alpha, Price
 from faces import verification
 from faces.degrade import reduce
 from faces.errors import UserError
+from faces.intervals import pair_interval
 from faces.verification import Pairs
 from teachers.merging import alphas
 from teachers.teacher import Teacher
@@ -82,7 +83,7 @@ def price(
                 for which in (True, False)
             }
             apart = right[True].astype(np.float64) - right[False]
-            low, high = verification.bootstrap_interval(apart, pairs, identities)
+            low, high = pair_interval(apart, pairs, identities)
             told = {
                 "accuracy": 100 * float(right[True].mean()),
                 "accuracy_per_image": 100 * float(right[False].mean()),

@@ -8,6 +8,7 @@ import numpy as np
 from export.runtimes import Artifact
 from export.sidecar import Gate, Parity
 from faces import verification
+from faces.intervals import pair_interval
 from faces.verification import Pairs
 
 TOLERANCE = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.98}
@@ -96,8 +97,8 @@ def with_accuracy(
         for rows in (found, reference)
     ]
     apart = right[0].astype(np.float64) - right[1]
-    interval = verification.bootstrap_interval(right[0], pairs, trial.identities)
-    low, high = verification.bootstrap_interval(apart, pairs, trial.identities)
+    interval = pair_interval(right[0], pairs, trial.identities)
+    low, high = pair_interval(apart, pairs, trial.identities)
     decides = int(pairs.same.sum()) >= GENUINE_WANTED
     gate = Gate(
         protocol=trial.protocol,

@@ -1,8 +1,7 @@
-"""95% intervals of what all pairs of a test set say: people are drawn with replacement, and all their faces with them.
+"""95% intervals, as though the people of a test set had been others: a person's pairs are not independent.
 
-A pair of one person counts as often as the person was drawn, a pair of two people as often as one was times as often
-as the other was: impostor pairs that share a person are not taken for independent (the vertex bootstrap of Fogliato,
-Patil and Perona 2024, Confidence intervals for error rates in 1:1 matching tasks).
+Of what fixed pairs say, in closed form (`pair_interval`); of what all pairs say (`roc_intervals`) and of rank-1
+(`people_interval`) by people drawn with replacement, and all their faces with them.
 """
 
 import itertools
@@ -10,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
-from faces.verification import AllPairs, Roc
+from faces.verification import AllPairs, Pairs, Roc
 
 Interval = tuple[float, float]
 _ENDS = [0.025, 0.975]
@@ -26,8 +26,40 @@ class RocIntervals:
     eer: Interval
 
 
+def pair_interval(values: np.ndarray, pairs: Pairs, identities: np.ndarray) -> Interval:
+    """Of the mean of values (P,) of fixed pairs: right or wrong, or a paired difference of two models.
+
+    Two pairs that share a person vary together, the others do not: the dyadic-robust variance (Aronow, Samii and
+    Assenova 2015, Cluster-robust variance estimation for dyadic data) of the genuine and the impostor rate,
+    whose shares are held, with Student's t for the number of people. The thresholds are held too.
+    """
+    values = values.astype(float)
+    # In a list of fixed pairs a face may be unlabelled: it then stands for a person of its own.
+    whose = [np.where(identities[side] >= 0, identities[side], -1 - side) for side in (pairs.a, pairs.b)]
+    names, owners = np.unique(np.stack(whose), return_inverse=True)
+    first, second = owners.reshape(2, -1)
+    away = np.empty(len(values))
+    for kind in (pairs.same, ~pairs.same):
+        away[kind] = (values[kind] - values[kind].mean()) / len(values)
+    # Each pair counts once with each of its people; what a pair of people share was then counted twice.
+    two = first != second
+    of_each = np.bincount(first, away, len(names)) + np.bincount(second[two], away[two], len(names))
+    both = np.minimum(first, second)[two] * len(names) + np.maximum(first, second)[two]
+    of_two = np.bincount(np.unique(both, return_inverse=True)[1], away[two])
+    # By chance it can be less than if all pairs of different people were independent.
+    least = (np.bincount(first[~two], away[~two], len(names)) ** 2).sum() + (away[two] ** 2).sum()
+    variance = max((of_each**2).sum() - (of_two**2).sum(), least)
+    half = float(stdtrit(len(names) - 1, 0.975) * np.sqrt(variance))
+    mean = float(values.mean())
+    # No mean of such values lies outside their range.
+    return max(mean - half, float(values.min())), min(mean + half, float(values.max()))
+
+
 def roc_intervals(pairs: AllPairs, fars: Sequence[float], draws: int = 400, seed: int = 0) -> RocIntervals:
-    """Each draw sets its own threshold. Shares in [0, 1]; an interval contains the figure itself.
+    """A pair of one person counts as often as the person was drawn, a pair of two people as often as one was times as
+    often as the other was (the vertex bootstrap of Fogliato, Patil and Perona 2024, Confidence intervals for error
+    rates in 1:1 matching tasks). Each draw sets its own threshold. Shares in [0, 1]; an interval contains the figure
+    itself.
 
     A draw's false match rate is exact at `_LEVELS` thresholds and on a straight line between them; its EER is read at
     the genuine pairs' scores."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from faces.dataset import Faces
 from faces.errors import UserError
+from faces.intervals import pair_interval
 from faces.sources import open_faces
-from faces.verification import Pairs, Roc, bootstrap_interval, read_pairs
+from faces.verification import Pairs, Roc, read_pairs
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Part:
         return [self.name, self.faces.state(), *(column.tolist() for column in pairs)]
 
     def interval(self, values: np.ndarray) -> dict[str, Any]:
-        """`points`, the mean of values of the pairs (P,) in percent, and `ci95`: people and impostor pairs drawn."""
-        bounds = bootstrap_interval(values, self.pairs, self.faces.identities)
+        """`points`, the mean of values of the pairs (P,) in percent, and `ci95` (`pair_interval`)."""
+        bounds = pair_interval(values, self.pairs, self.faces.identities)
         return {"points": 100 * float(values.mean()), "ci95": [100 * bound for bound in bounds]}
 
 

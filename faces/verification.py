@@ -1,4 +1,4 @@
-"""Face verification and identification: pairs, ten-fold accuracy, ROC, TAR@FAR, EER, rank-1, thresholds, intervals.
+"""Face verification and identification: pairs, ten-fold accuracy, ROC, TAR@FAR, EER, rank-1, thresholds.
 
 Protocols: `full` compares full-size crops, `same@p` two faces at p px, `cross@p` a full-size first face with a
 second face at p px. Scores are similarities: a higher score means more alike.
@@ -160,32 +160,6 @@ def correct_by_fold(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
         threshold = best_threshold(scores[~held_out], pairs.same[~held_out])
         correct[held_out] = (scores[held_out] >= threshold) == pairs.same[held_out]
     return correct
-
-
-def bootstrap_interval(
-    correct: np.ndarray, pairs: Pairs, identities: np.ndarray, seed: int = 0, draws: int = 2000
-) -> tuple[float, float]:
-    """95% interval of the mean of `correct` (P,): people resampled for genuine pairs, pairs for impostors.
-
-    `correct` may be any per-pair value (a paired difference of two models, for instance).
-    """
-    rng = np.random.default_rng([seed, 303])
-    genuine, impostor = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
-    # In a list of fixed pairs a face may be unlabelled: it then stands for a person of its own.
-    who = np.where(identities[pairs.a] >= 0, identities[pairs.a], -1 - pairs.a)
-    people, owner = np.unique(who[genuine], return_inverse=True)
-    sums = np.bincount(owner, weights=correct[genuine].astype(float), minlength=len(people))
-    counts = np.bincount(owner, minlength=len(people))
-    drawn = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=draws)
-    genuine_rate = (drawn @ sums) / (drawn @ counts)
-    values = correct[impostor].astype(float)
-    if set(np.unique(values)) <= {0.0, 1.0}:
-        impostor_rate = rng.binomial(len(values), values.mean(), size=draws) / len(values)
-    else:
-        impostor_rate = np.array([rng.choice(values, len(values)).mean() for _ in range(draws)])
-    share = len(genuine) / len(correct)
-    low, high = np.quantile(share * genuine_rate + (1 - share) * impostor_rate, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

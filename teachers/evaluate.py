@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from faces import verification
 from faces.dataset import Faces, Progress
+from faces.intervals import pair_interval
 from faces.verification import Pairs
 
 CROSS_PX = (None, 56, 28, 14, 7)
@@ -63,7 +64,7 @@ def accuracies(
     found = {}
     for name, values in scores.items():
         correct = verification.correct_by_fold(values, pairs)
-        low, high = verification.bootstrap_interval(correct, pairs, identities)
+        low, high = pair_interval(correct, pairs, identities)
         found[name] = {"accuracy": 100 * float(correct.mean()), "low": 100 * low, "high": 100 * high}
     return found
 

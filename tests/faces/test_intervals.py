@@ -1,16 +1,111 @@
-"""Intervals of what all pairs say: against the loop over people drawn, and against what is known of the scores."""
+"""Intervals: against the sum over pairs that share a person, the loop over people drawn, and what is known."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from faces.intervals import people_interval, roc_intervals
-from faces.verification import AllPairs, Roc, all_pairs
+from faces.intervals import pair_interval, people_interval, roc_intervals
+from faces.verification import AllPairs, Pairs, Roc, all_pairs, make_pairs
 
 
 def _faces(people, each, seed=0, spread=0.9):
     rng = np.random.default_rng(seed)
     identities = np.arange(people).repeat(each)
     return rng.normal(size=(people, 8))[identities] + spread * rng.normal(size=(people * each, 8)), identities
+
+
+def _many(people, each):
+    """`each` genuine pairs of each of `people`, as many impostors, whose faces show people of no other pair."""
+    count = people * each
+    identities = np.concatenate([np.repeat(np.arange(people), each), people + np.arange(2 * count)])
+    same = np.repeat([True, False], count)
+    a = np.concatenate([np.arange(count), count + np.arange(count)])
+    b = np.concatenate([np.arange(count), 2 * count + np.arange(count)])
+    return Pairs(a, b, same, np.zeros(2 * count, dtype=int)), identities
+
+
+def test_the_interval_of_pairs_is_the_sum_over_pairs_that_share_a_person():
+    """Against the loop over all pairs of pairs that the variance is defined by."""
+    rng = np.random.default_rng(3)
+    identities = np.arange(9).repeat(5)
+    identities[::7] = -1
+    pairs = make_pairs(identities, 0, most=60, folds=5)
+    whose = [{int(identities[i]) for i in two} for two in zip(pairs.a, pairs.b, strict=True)]
+    hard = np.array([bool(two & {3, 4}) for two in whose])
+    for values in (rng.random(len(hard)) < np.where(hard, 0.3, 0.9), np.where(hard, rng.choice([-1.0, 1.0]), 0.0)):
+        rate = {kind: np.mean(values[pairs.same == kind]) for kind in (True, False)}
+        away = [value - rate[bool(same)] for value, same in zip(values, pairs.same, strict=True)]
+        variance = sum(
+            away[i] * away[j] for i in range(len(away)) for j in range(len(away)) if whose[i] & whose[j]
+        ) / len(away) ** 2  # fmt: skip
+        half = stats.t.ppf(0.975, len(set.union(*whose)) - 1) * np.sqrt(variance)
+        low, high = pair_interval(values, pairs, identities)
+        expected = np.clip([values.mean() - half, values.mean() + half], values.min(), values.max())
+        assert (low, high) == pytest.approx(tuple(expected))
+
+
+def test_the_interval_has_the_analytic_width_where_errors_are_independent():
+    pairs, identities = _many(1000, 1)
+    rng = np.random.default_rng(0)
+    correct = rng.random(2000) < np.where(pairs.same, 0.9, 0.8)
+    low, high = pair_interval(correct, pairs, identities)
+    rates = [correct[pairs.same].mean(), correct[~pairs.same].mean()]
+    width = 2 * 1.96 * np.sqrt(sum(0.25 * rate * (1 - rate) / 1000 for rate in rates))
+    assert high - low == pytest.approx(width, rel=0.01)
+    assert (high + low) / 2 == pytest.approx(correct.mean())
+    # The same as a difference of two models, whose values are not 0 and 1.
+    other = pair_interval(correct * 1.0 - 0.25, pairs, identities)
+    np.testing.assert_allclose(np.add(other, 0.25), (low, high))
+
+
+def test_the_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    pairs, identities = _many(60, 5)
+    covered = 0
+    for _ in range(100):
+        # Each person has a rate of their own, whose mean is .8.
+        rate = np.concatenate([rng.beta(8, 2, 60)[identities[:300]], np.full(300, 0.8)])
+        low, high = pair_interval(rng.random(600) < rate, pairs, identities)
+        covered += low <= 0.8 <= high
+    assert 88 <= covered <= 100
+
+
+def test_a_person_who_owns_all_errors_makes_the_interval_wide():
+    pairs, identities = _many(20, 50)
+    correct = np.ones(2000, dtype=bool)
+    spread_out, owned = correct.copy(), correct.copy()
+    spread_out[np.arange(0, 1000, 20)] = False
+    owned[:50] = False
+    widths = [np.subtract(*pair_interval(one, pairs, identities)[::-1]) for one in (spread_out, owned)]
+    assert widths[1] > 3 * widths[0]
+    assert pair_interval(correct, pairs, identities) == (1.0, 1.0)
+
+
+def test_impostor_pairs_that_share_a_person_are_not_independent():
+    first, second = np.triu_indices(40, 1)
+    identities = np.arange(40)
+    pairs = Pairs(np.append(identities, first), np.append(identities, second), np.arange(820) < 40, np.zeros(820, int))
+    lambs = np.ones(820, dtype=bool)
+    lambs[40:][(first < 4) | (second < 4)] = False
+    scattered = np.append(np.ones(40, dtype=bool), np.random.default_rng(0).permutation(lambs[40:]))
+    widths = [np.subtract(*pair_interval(one, pairs, identities)[::-1]) for one in (scattered, lambs)]
+    assert widths[1] > 3 * widths[0]
+
+
+def test_errors_that_cancel_within_a_person_do_not_make_the_interval_narrower_than_independent_ones():
+    pairs = Pairs(np.append(np.arange(4), np.arange(4)), np.append(np.arange(4), [1, 2, 3, 0]),
+                  np.arange(8) < 4, np.zeros(8, int))  # fmt: skip
+    correct = np.array([1, 1, 1, 1, 1, 0, 1, 0])
+    low, high = pair_interval(correct, pairs, np.arange(4))
+    assert high - low == pytest.approx(1 - (0.75 - stats.t.ppf(0.975, 3) * np.sqrt(4 * (0.5 / 8) ** 2)))
+
+
+def test_unlabelled_faces_of_fixed_pairs_are_not_one_person():
+    pairs, _ = _many(400, 1)
+    correct = np.random.default_rng(0).random(800) < 0.8
+    correct[~pairs.same] = True
+    low, high = pair_interval(correct, pairs, np.full(1200, -1))
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 * np.sqrt(0.16 / 400), rel=0.15)
 
 
 def _by_copies(pairs, weight, fars):

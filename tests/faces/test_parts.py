@@ -7,8 +7,9 @@ import pytest
 
 from faces import parts
 from faces.errors import UserError
+from faces.intervals import pair_interval
 from faces.parts import Part, roc_of
-from faces.verification import Pairs, bootstrap_interval
+from faces.verification import Pairs
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_values_of_pairs_have_a_mean_an_interval_and_a_roc():
     values = rng.random(len(a))
     found = Part("made", SimpleNamespace(identities=identities), pairs).interval(values)
     assert found["points"] == pytest.approx(100 * values.mean())
-    assert found["ci95"] == pytest.approx([100 * bound for bound in bootstrap_interval(values, pairs, identities)])
+    assert found["ci95"] == pytest.approx([100 * bound for bound in pair_interval(values, pairs, identities)])
     roc = roc_of(values, pairs)
     assert (len(roc.genuine), len(roc.impostor)) == (60, len(a) - 60)
     assert sorted([*roc.genuine, *roc.impostor]) == sorted(values)

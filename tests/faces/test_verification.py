@@ -18,7 +18,6 @@ from faces.verification import (
     Roc,
     all_pairs,
     best_threshold,
-    bootstrap_interval,
     correct_by_fold,
     make_pairs,
     rank1,
@@ -320,62 +319,6 @@ def test_rank_1_is_the_share_of_probes_that_find_their_own(metric):
     found, people = rank1(first, second, identities, metric)
     assert found.tolist() == right
     assert people.tolist() == [0, 2, 1, 1, 0]
-
-
-def _many(people, each):
-    """`each` genuine pairs of each of `people` (face 2i and 2i+1 the i-th pair's), as many impostors."""
-    count = people * each
-    identities = np.repeat(np.arange(people), each)
-    same = np.repeat([True, False], count)
-    a = np.concatenate([np.arange(count)] * 2)
-    return Pairs(a, a, same, np.zeros(2 * count, dtype=int)), identities
-
-
-def test_the_interval_has_the_analytic_width_where_errors_are_independent():
-    pairs, identities = _many(1000, 1)
-    rng = np.random.default_rng(0)
-    correct = rng.random(2000) < np.where(pairs.same, 0.9, 0.8)
-    low, high = bootstrap_interval(correct, pairs, identities)
-    rates = [correct[pairs.same].mean(), correct[~pairs.same].mean()]
-    width = 2 * 1.96 * np.sqrt(sum(0.25 * rate * (1 - rate) / 1000 for rate in rates))
-    assert high - low == pytest.approx(width, rel=0.08)
-    assert (high + low) / 2 == pytest.approx(correct.mean(), abs=0.002)
-    assert (low, high) == bootstrap_interval(correct, pairs, identities)
-    assert (low, high) != bootstrap_interval(correct, pairs, identities, seed=1)
-    # The same as a difference of two models, whose values are not 0 and 1.
-    other = bootstrap_interval(correct * 1.0 - 0.25, pairs, identities)
-    np.testing.assert_allclose(np.add(other, 0.25), (low, high), atol=0.003)
-
-
-def test_the_interval_covers_the_truth():
-    rng = np.random.default_rng(0)
-    pairs, identities = _many(60, 5)
-    covered = 0
-    for _ in range(100):
-        # Each person has a rate of their own, whose mean is .8.
-        rate = np.concatenate([rng.beta(8, 2, 60)[identities], np.full(300, 0.8)])
-        low, high = bootstrap_interval(rng.random(600) < rate, pairs, identities, draws=400)
-        covered += low <= 0.8 <= high
-    assert 88 <= covered <= 100
-
-
-def test_a_person_who_owns_all_errors_makes_the_interval_wide():
-    pairs, identities = _many(20, 50)
-    correct = np.ones(2000, dtype=bool)
-    spread_out, owned = correct.copy(), correct.copy()
-    spread_out[np.arange(0, 1000, 20)] = False
-    owned[:50] = False
-    widths = [np.subtract(*bootstrap_interval(one, pairs, identities)[::-1]) for one in (spread_out, owned)]
-    assert widths[1] > 3 * widths[0]
-    assert bootstrap_interval(correct, pairs, identities) == (1.0, 1.0)
-
-
-def test_unlabelled_faces_of_fixed_pairs_are_not_one_person():
-    pairs, _ = _many(400, 1)
-    correct = np.random.default_rng(0).random(800) < 0.8
-    correct[~pairs.same] = True
-    low, high = bootstrap_interval(correct, pairs, np.full(400, -1))
-    assert high - low == pytest.approx(2 * 1.96 * 0.5 * np.sqrt(0.16 / 400), rel=0.15)
 
 
 def test_one_impostor_is_enough_to_be_counted():
