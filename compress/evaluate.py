@@ -98,8 +98,6 @@ def row(
     """One accuracy row of results.json. first, second: (N, D), the test faces as first and as second image."""
     scores = verification.similarity(first[pairs.a], second[pairs.b], metric)
     correct = verification.correct_by_fold(scores, pairs)
-    accuracy = float(correct.mean())
-    low, high = pair_interval(correct, pairs, test.identities)
     every = verification.all_pairs(first, second, test.identities, metric)
     roc, spread = Roc.of(every), roc_intervals(every, FARS)
     found, people = verification.rank1(first, second, test.identities, metric)
@@ -108,8 +106,8 @@ def row(
     return {
         "model": model,
         "protocol": protocol,
-        "accuracy": _percent(accuracy),
-        "ci95": [_percent(min(low, accuracy)), _percent(max(high, accuracy))],
+        "accuracy": _percent(float(correct.mean())),
+        "ci95": _ends(pair_interval(correct, pairs, test.identities)),
         "pairs": len(scores),
         "folds": pairs.folds,
         "rank1": _percent(found.mean()),
