@@ -10,7 +10,7 @@ from rich.progress import track
 from benchmarks.output import table
 from faces.cli import Output, run_cli
 from faces.files import write_json
-from faces.intervals import pair_interval, people_interval, roc_intervals
+from faces.intervals import pair_interval, rank_interval, roc_intervals
 from faces.verification import (
     Pairs,
     Roc,
@@ -74,12 +74,14 @@ def _drawn(people: int, each: int, seed: int) -> dict[str, tuple[float, ...]]:
     every = all_pairs(faces, faces, identities, "cosine")
     roc, drawn = Roc.of(every), roc_intervals(every, [_FAR])
     tar, ends = roc.tar_at(_FAR), drawn.tar[_FAR]
-    # The fewest people of a row form pairs enough for this rate.
+    right, whose = rank1(faces, faces, identities, "cosine")
+    ranked = rank_interval(right, whose)
+    # The fewest people of a row are enough for these figures.
     assert tar is not None
     assert ends is not None
-    found |= {"tar": (tar, *ends), "eer": (roc.eer(), *drawn.eer)}
-    right, whose = rank1(faces, faces, identities, "cosine")
-    found["rank1"] = (float(right.mean()), *people_interval(right, whose))
+    assert drawn.eer is not None
+    assert ranked is not None
+    found |= {"tar": (tar, *ends), "eer": (roc.eer(), *drawn.eer), "rank1": (float(right.mean()), *ranked)}
     return {name: tuple(100 * value for value in row) for name, row in found.items()}
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from benchmarks.embedders import Embedder
 from export.crops import loose
 from faces import align, verification
 from faces.dataset import Faces
-from faces.intervals import Interval, pair_interval, people_interval, roc_intervals
+from faces.intervals import Interval, pair_interval, rank_interval, roc_intervals
 from faces.protocols.types import PairList, Photo, Search, Templates
 from faces.sources.record import decode
 from faces.verification import MIN_FALSE_MATCHES, AllPairs, Pairs, Roc
@@ -131,12 +133,13 @@ def _at_ranks(ranks: np.ndarray, asked: np.ndarray, people: Sequence[str], close
     for k in wants:
         right = np.zeros(len(people), dtype=bool)
         right[asked] = ranks <= k
-        figures[f"{word}-{k}"] = _figure(float(right.mean()), people_interval(right, np.array(people)))
+        figures[f"{word}-{k}"] = _figure(float(right.mean()), rank_interval(right, np.array(people)))
     return figures
 
 
-def _figure(share: float, interval: Interval) -> dict[str, float]:
-    return {"value": 100 * share, "low": 100 * interval[0], "high": 100 * interval[1]}
+def _figure(share: float, interval: Interval | None) -> dict[str, float]:
+    ends = {} if interval is None else {"low": 100 * interval[0], "high": 100 * interval[1]}
+    return {"value": 100 * share, **ends}
 
 
 def _ranks(
@@ -184,18 +187,14 @@ def templates(test: Templates, reader: Reader, peer: Embedder) -> dict[str, Any]
             ]
         )
         same = np.array([one for _, _, one in kept])
-        whose = [[test.subjects.get(name, name) for name in side] for side in list(zip(*kept, strict=True))[:2]]
-        owners = np.unique(whose, return_inverse=True)[1].reshape(2, -1).astype(np.int32)
-        pairs = AllPairs(scores, same, *owners)
+        pairs = AllPairs(scores, same, *_owners([pair[:2] for pair in kept], same))
         roc = Roc.of(pairs)
         # Without an impostor no rate is stated either, and there is nothing to draw.
         intervals = roc_intervals(pairs, FARS).tar if len(roc.genuine) and len(roc.impostor) else {}
         for far in FARS if len(roc.genuine) else ():
             tar, interval = roc.tar_at(far), intervals.get(far)
             few = f"{far * len(roc.impostor):.2g} false matches expected, {MIN_FALSE_MATCHES} are needed"
-            figures[f"TAR@{far:.0e}"] = (
-                {"value": None, "reason": few} if tar is None or interval is None else _figure(tar, interval)
-            )
+            figures[f"TAR@{far:.0e}"] = {"value": None, "reason": few} if tar is None else _figure(tar, interval)
     if test.probes:
         gallery = [name for name in test.gallery if name in means]
         asked = np.array([i for i, name in enumerate(test.probes) if name in means], dtype=np.int64)
@@ -207,6 +206,16 @@ def templates(test: Templates, reader: Reader, peer: Embedder) -> dict[str, Any]
             ranks = _ranks(probes, _stack(means, gallery), owner, people, wanted, peer.metric)
             figures |= _at_ranks(ranks, asked, searched)
     return found | {"figures": figures, "compared": len(kept), "comparisons_left_out": len(test.compared) - len(kept)}
+
+
+def _owners(compared: Sequence[tuple[str, str]], same: np.ndarray) -> np.ndarray:
+    """(2, P) int32: whose templates they are. Whom a template shows stands in other lists, which may be missing: people
+    are what the genuine pairs connect."""
+    names, at = np.unique(compared, return_inverse=True)
+    first, second = at.reshape(-1, 2).T
+    genuine = coo_array((np.ones(int(same.sum())), (first[same], second[same])), shape=(len(names), len(names)))
+    owner = connected_components(genuine, directed=False)[1].astype(np.int32)
+    return np.stack([owner[first], owner[second]])
 
 
 def _stack(means: dict[str, np.ndarray], names: Iterable[str]) -> np.ndarray:

@@ -17,7 +17,7 @@ from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces import verification
 from faces.dataset import Faces
-from faces.intervals import Interval, pair_interval, people_interval, roc_intervals
+from faces.intervals import Interval, pair_interval, rank_interval, roc_intervals
 from faces.verification import FARS, Pairs, Roc
 
 Embed = Callable[[int | None], np.ndarray]
@@ -111,9 +111,9 @@ def row(
         "pairs": len(scores),
         "folds": pairs.folds,
         "rank1": _percent(found.mean()),
-        "rank1_ci95": _ends(people_interval(found, people)),
+        "rank1_ci95": _ends(rank_interval(found, people)),
         "tar_at_far": {_rate(far): None if (tar := roc.tar_at(far)) is None else _percent(tar) for far in FARS},
-        "tar_ci95": {_rate(far): None if ends is None else _ends(ends) for far, ends in spread.tar.items()},
+        "tar_ci95": {_rate(far): _ends(ends) for far, ends in spread.tar.items()},
         "eer": _percent(roc.eer()),
         "eer_ci95": _ends(spread.eer),
         "std_folds": _percent(float(np.std(by_fold))),
@@ -142,8 +142,8 @@ def _percent(share: float) -> float:
     return round(100 * share, 4)
 
 
-def _ends(interval: Interval) -> list[float]:
-    return [_percent(end) for end in interval]
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [_percent(end) for end in interval]
 
 
 def _rate(far: float) -> str:

@@ -118,7 +118,4 @@ def people_summary(values: np.ndarray, baseline: np.ndarray | None, people: np.n
 
 
 def _by_people(values: np.ndarray, people: np.ndarray) -> dict[str, Any]:
-    return {
-        "points": 100 * float(values.mean()),
-        "ci95": [100 * bound for bound in people_interval(values, people)],
-    }
+    return {"points": 100 * float(values.mean()), "ci95": [100 * end for end in people_interval(values, people)]}

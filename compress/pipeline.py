@@ -36,11 +36,11 @@ DISTILL = Stage(
 )  # fmt: skip
 EXPORT = Stage(
     "export", artifacts.run, artifacts.settings, (DISTILL,),
-    ("export", "faces/verification.py", "compress/artifacts.py"),
+    ("export", "faces/intervals.py", "faces/verification.py", "compress/artifacts.py"),
 )  # fmt: skip
 EVALUATE = Stage(
     "evaluate", evaluate.run, evaluate.settings, (EXPORT,),
-    ("faces/verification.py", "compress/evaluate.py", "compress/strip.py"),
+    ("faces/intervals.py", "faces/verification.py", "compress/evaluate.py", "compress/strip.py"),
 )  # fmt: skip
 BENCHMARK = Stage("benchmark", bench.run, bench.settings, (EXPORT,), ("benchmarks", "compress/bench.py"))
 REPORT = Stage(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export import merge
 from export import sidecar as sidecars
+from export.mirror import Mirrored
 from export.parity import WANTED_FACES, Trial
 from export.qat import quantisation_aware
 from export.sidecar import Card
@@ -26,7 +27,6 @@ from faces.degrade import Degradation, degrade, reduce
 from faces.errors import UserError
 from faces.files import sha256, write_json
 from students.batches import training_crops
-from students.mirror import Mirrored
 from students.registry import create_student, load_weights
 from students.student import Student, count_macs, count_parameters
 from teachers import lora, merging

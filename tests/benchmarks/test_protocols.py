@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks import accuracy, protocols
 from benchmarks.embedders import Embedder
+from faces import intervals
 from faces.protocols.types import Member, PairList, Photo, Search, Templates
 from faces.sources import open_faces
 
@@ -98,8 +99,8 @@ def test_ranks_with_distractors_and_a_missing_probe(photo, gone):
     # The first is found; the second is nearest to the distractor, then to one of the others; the third is not there.
     assert found["figures"]["rank-1"]["value"] == pytest.approx(100 / 3)
     assert found["figures"]["rank-5"]["value"] == pytest.approx(200 / 3)
-    # By person: of ann's two probes one is right, bo's is not; drawn twice, one person is all there is.
-    assert (found["figures"]["rank-1"]["low"], found["figures"]["rank-1"]["high"]) == (0, 50)
+    # Two people are too few for an interval.
+    assert "low" not in found["figures"]["rank-1"]
     assert (found["probes"], found["probes_used"]) == (3, 2)
     assert found["gallery"] == 3
 
@@ -138,15 +139,27 @@ def test_tar_by_hand(photo):
     members = [Member(photo(who), str(i), str(i)) for i, who in enumerate(people)]
     compared = tuple((str(i), str(j), people[i] == people[j]) for i in range(24) for j in range(i))
     found = protocols.templates(Templates(tuple(members), compared), protocols.Reader("dlib", True), PEER)
-    assert found["figures"]["TAR@1e-01"] == {"value": 100, "low": 100, "high": 100}
+    # Three people are too few for an interval.
+    assert found["figures"]["TAR@1e-01"] == {"value": 100}
     assert found["figures"]["TAR@1e-06"]["value"] is None
 
 
-def test_the_interval_of_a_tar_is_that_of_the_subjects_drawn(photo):
+def test_templates_of_a_person_are_those_that_genuine_pairs_connect():
+    compared = (("1", "2", True), ("3", "2", True), ("4", "5", True), ("1", "4", False), ("6", "1", False))
+    found = protocols._owners([pair[:2] for pair in compared], np.array([pair[2] for pair in compared]))
+    assert found.shape == (2, 5)
+    person = dict(zip("12324514" + "61", [*found[:, :4].T.ravel(), *found[:, 4]], strict=True))
+    assert person["1"] == person["2"] == person["3"]
+    assert person["4"] == person["5"]
+    assert len({person[name] for name in "146"}) == 3
+
+
+def test_the_interval_of_a_tar_stands_beside_it(photo, monkeypatch):
+    monkeypatch.setattr(intervals, "FEWEST", 3)
     people = [("ann", "bo", "cy")[i % 3] for i in range(24)]
     members = [Member(photo("cy" if i == 0 else who), str(i), str(i)) for i, who in enumerate(people)]
     compared = tuple((str(i), str(j), people[i] == people[j]) for i in range(24) for j in range(i))
-    test = Templates(tuple(members), compared, (), (), {str(i): who for i, who in enumerate(people)})
+    test = Templates(tuple(members), compared)
     figure = protocols.templates(test, protocols.Reader("dlib", True), PEER)["figures"]["TAR@1e-01"]
     # One of ann's eight faces shows cy: of 84 genuine pairs her 7 with it are refused, or 6.
     assert figure["value"] == pytest.approx(100 * 77 / 84, abs=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from faces.intervals import pair_interval, people_interval, roc_intervals
+from faces.intervals import pair_interval, people_interval, rank_interval, roc_intervals
 from faces.verification import AllPairs, Pairs, Roc, all_pairs, make_pairs
 
 
@@ -33,15 +33,17 @@ def test_the_interval_of_pairs_is_the_sum_over_pairs_that_share_a_person():
     whose = [{int(identities[i]) for i in two} for two in zip(pairs.a, pairs.b, strict=True)]
     hard = np.array([bool(two & {3, 4}) for two in whose])
     for values in (rng.random(len(hard)) < np.where(hard, 0.3, 0.9), np.where(hard, rng.choice([-1.0, 1.0]), 0.0)):
-        rate = {kind: np.mean(values[pairs.same == kind]) for kind in (True, False)}
-        away = [value - rate[bool(same)] for value, same in zip(values, pairs.same, strict=True)]
+        away, people, ends = np.zeros(len(whose)), [], np.zeros(2)
+        for kind in (pairs.same, ~pairs.same):
+            people.append(len(set.union(*(two for two, is_one in zip(whose, kind, strict=True) if is_one))))
+            away[kind] = (values[kind] - values[kind].mean()) * np.sqrt(people[-1] / (people[-1] - 1))
+            ends += np.array([values[kind].min(), values[kind].max()]) / 2
         variance = sum(
             away[i] * away[j] for i in range(len(away)) for j in range(len(away)) if whose[i] & whose[j]
         ) / len(away) ** 2  # fmt: skip
-        half = stats.t.ppf(0.975, len(set.union(*whose)) - 1) * np.sqrt(variance)
-        low, high = pair_interval(values, pairs, identities)
-        expected = np.clip([values.mean() - half, values.mean() + half], values.min(), values.max())
-        assert (low, high) == pytest.approx(tuple(expected))
+        half = stats.t.ppf(0.975, min(people) - 1) * np.sqrt(variance)
+        expected = np.clip([values.mean() - half, values.mean() + half], *ends)
+        assert pair_interval(values, pairs, identities) == pytest.approx(tuple(expected))
 
 
 def test_the_interval_has_the_analytic_width_where_errors_are_independent():
@@ -93,11 +95,35 @@ def test_impostor_pairs_that_share_a_person_are_not_independent():
 
 
 def test_errors_that_cancel_within_a_person_do_not_make_the_interval_narrower_than_independent_ones():
-    pairs = Pairs(np.append(np.arange(4), np.arange(4)), np.append(np.arange(4), [1, 2, 3, 0]),
-                  np.arange(8) < 4, np.zeros(8, int))  # fmt: skip
-    correct = np.array([1, 1, 1, 1, 1, 0, 1, 0])
-    low, high = pair_interval(correct, pairs, np.arange(4))
-    assert high - low == pytest.approx(1 - (0.75 - stats.t.ppf(0.975, 3) * np.sqrt(4 * (0.5 / 8) ** 2)))
+    ring = np.arange(40)
+    pairs = Pairs(np.append(ring, ring), np.append(ring, (ring + 1) % 40), np.arange(80) < 40, np.zeros(80, int))
+    correct = np.append(np.ones(40), ring % 2)
+    low, high = pair_interval(correct, pairs, ring)
+    half = stats.t.ppf(0.975, 39) * np.sqrt(40 * (0.5 / 80) ** 2 * 40 / 39)
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half))
+
+
+def test_few_who_own_all_genuine_pairs_are_as_few_as_they_are():
+    """Of one person's genuine pairs nothing is known of others; of three, hardly anything."""
+    rng = np.random.default_rng(5)
+    identities = np.append(np.arange(3), 3 + np.arange(400))
+
+    def of(owners):
+        genuine = np.arange(owners).repeat(300 // owners)
+        a, b = np.append(genuine, 3 + np.arange(200)), np.append(genuine, 203 + np.arange(200))
+        pairs = Pairs(a, b, np.arange(len(a)) < len(genuine), np.zeros(len(a), int))
+        right = rng.random(len(a)) < np.where(pairs.same, np.array([0.6, 0.9, 0.9])[np.minimum(a, 2)], 0.9)
+        return np.subtract(*pair_interval(right, pairs, identities)[::-1])
+
+    assert of(1) == 1
+    assert of(3) > 0.3
+
+
+def test_no_rate_lies_beyond_what_it_can_be():
+    pairs, identities = _many(6, 4)
+    found = np.where(pairs.same, 2.0 * (np.arange(48) > 5), 0.0)  # A share of the genuine pairs alone.
+    low, high = pair_interval(found, pairs, identities)
+    assert 0 <= low < found.mean() < high <= 1
 
 
 def test_unlabelled_faces_of_fixed_pairs_are_not_one_person():
@@ -172,6 +198,26 @@ def test_a_rate_that_too_few_impostors_resolve_has_no_interval_and_the_figure_li
     roc = Roc.of(pairs)
     assert found.tar[0.1][0] <= roc.tar_at(0.1) <= found.tar[0.1][1]
     assert found.eer[0] <= roc.eer() <= found.eer[1]
+
+
+@pytest.mark.parametrize("digits", [None, 1, 0])
+def test_an_equal_error_rate_of_scores_that_tie_is_that_of_their_thresholds(digits):
+    faces, identities = _faces(12, 7)
+    pairs = all_pairs(faces, faces, identities, "cosine")
+    scores = np.zeros_like(pairs.scores) if digits is None else pairs.scores.round(digits)
+    pairs = AllPairs(scores, pairs.same, pairs.first, pairs.second)
+    low, high = roc_intervals(pairs, (0.1,), draws=150, seed=3).eer
+    drawn = np.random.default_rng([3, 505]).multinomial(12, np.full(12, 1 / 12), size=150)
+    expected = np.quantile([_by_copies(pairs, weight, ())[-1] for weight in drawn], [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.006)
+
+
+def test_of_fewer_than_five_people_no_interval_is_stated():
+    faces, identities = _faces(4, 8)
+    found = roc_intervals(all_pairs(faces, faces, identities, "cosine"), (0.1,))
+    assert (found.tar, found.eer) == ({0.1: None}, None)
+    assert rank_interval(np.ones(28), identities[4:]) is None
+    assert rank_interval(np.ones(40), np.arange(5).repeat(8)) == (1, 1)
 
 
 def test_scores_without_an_error_have_intervals_without_a_width():

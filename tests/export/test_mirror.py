@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import students
-from students.mirror import Mirrored
+from export.mirror import Mirrored
 from students.registry import create_student
 from students.student import count_macs, count_parameters
 
