@@ -114,7 +114,7 @@ class Bench:
             raise UserError(f"{self.folder / name} is damaged: run compress.pipeline in this folder again") from None
 
     def student(self, mirror: bool = False) -> Subject:
-        """The run's student, with `mirror` as `students.mirror.Mirrored`; its trial are unseen people at its input
+        """The run's student, with `mirror` as `export.mirror.Mirrored`; its trial are unseen people at its input
         size."""
         kit = self.kit
         model = create_student(kit.student)
