@@ -16,7 +16,8 @@ from export import parity
 from export.__main__ import main
 from export.kit import Bench, Kit, degraded_crops, read_kit, student_crops, write_kit
 from export.sidecar import Alpha
-from export.stage import Subject
+from export.stage import Subject, reference_embeddings
+from export.targets import Rounding
 from faces import open_faces
 from faces.degrade import Degradation
 from faces.errors import UserError
@@ -136,6 +137,16 @@ def test_the_mirror_image_is_added_in_files_of_their_own(folder, student, embed)
     rounded = export.load(folder / "student-mirror-int8.tflite").embed(images)
     cosines = (rounded * expected).sum(1) / np.linalg.norm(rounded, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.95
+
+
+def test_what_is_trained_with_the_rounding_is_mirrored_too(folder, monkeypatch):
+    trained = []
+    monkeypatch.setattr(kits, "quantisation_aware", lambda student, *_, **__: trained.append(student) or student)
+    subject = Bench(folder, read_kit(folder)).student(mirror=True)
+    found = subject.aware(Rounding(), lambda *_: None)
+    images = subject.trial.images[:3]
+    assert len(trained) == 1
+    np.testing.assert_allclose(reference_embeddings(found, images), reference_embeddings(subject.model, images))
 
 
 def test_a_miss_is_told_behind_the_table_and_stops_no_other_file(folder, monkeypatch):
