@@ -69,8 +69,8 @@ def roc_intervals(pairs: AllPairs, fars: Sequence[float], draws: int = 400, seed
     rates in 1:1 matching tasks). Each draw sets its own threshold. Shares in [0, 1]; an interval contains the figure
     itself.
 
-    A draw's false match rate is exact at `_LEVELS` thresholds and on a straight line between them. None, None where
-    people are fewer than `FEWEST`: drawn with replacement, so few are hardly ever others."""
+    A draw's false match rate is exact at `_LEVELS` thresholds and on a straight line between them. None throughout
+    where fewer than `FEWEST` people have genuine pairs."""
     genuine, owner = _sorted(pairs.scores[pairs.same], pairs.first[pairs.same])
     impostor, one, other = _sorted(pairs.scores[~pairs.same], pairs.first[~pairs.same], pairs.second[~pairs.same])
     people = int(max(pairs.first.max(), pairs.second.max())) + 1
