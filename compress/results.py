@@ -131,7 +131,7 @@ class Accuracy(Part):
     tar_at_far: dict[str, Percent | None]
     """TAR by FAR, the key a number such as `1e-2`; null where the impostor pairs are too few for it."""
     tar_ci95: dict[str, Ends | None] = Field(default_factory=dict)
-    """Optional: of `tar_at_far`, people drawn, each draw with a threshold of its own; null where that is, and from few people."""
+    """Optional: of `tar_at_far`, people drawn, a threshold for each draw; null where that is, and from few people."""
     eer: Percent | None = None
     """Optional: equal error rate."""
     eer_ci95: Ends | None = None
