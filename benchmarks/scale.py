@@ -78,9 +78,8 @@ def measure(student: str, count: int, seconds: float, batch: int, folder: Path) 
             raise Enough
 
     with contextlib.suppress(Enough):
-        train_student(
-            model, Examples(store, MARGIN, targets, None), Recipe(samples=10**9, batch=batch), 0, progress=tick
-        )
+        recipe = Recipe(samples=10**9, batch=batch, threads=torch.get_num_threads())
+        train_student(model, Examples(store, MARGIN, targets, None), recipe, 0, progress=tick)
     cut = next((i for i, faces_ in enumerate(ready) if faces_ == count), None)
     # The rate once all are cut, or in the second half where that leaves too little.
     since = seconds / 2 if cut is None or times[cut] > 0.9 * seconds else times[cut]

@@ -44,7 +44,7 @@ def compare(
     all of them."""
     px = create_student(student).input_px
     examples = loops.synthetic(4096, crop_side(px, MARGIN), MARGIN)
-    recipe = Recipe(samples=10**9, batch=batch, precision=precision)
+    recipe = Recipe(samples=10**9, batch=batch, precision=precision, threads=threads)
     plain, one_by_one = loops.plain(student, examples, device), loops.dataloader(student, examples, device, threads)
     turns: dict[str, Callable[[], tuple[int, float]]] = {
         "ours": lambda: loops.ours(student, examples, recipe, seconds, device),

@@ -15,12 +15,13 @@ from compress.config import Adapt, Config
 from compress.distill import own_features, prepare, start_student, weights_file
 from compress.part_scores import teacher_features
 from compress.rows import read_row, row_file, write_row
-from compress.run import progress_bar, threads
+from compress.run import progress_bar
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.parts import Part
+from faces.threads import threads
 from faces.verification import similarity
 from students.train import train_student
 from teachers.registry import weight_files

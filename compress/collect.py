@@ -10,8 +10,9 @@ from typing import Any
 from compress import results
 from compress.config import Config, as_dict
 from compress.report import write_model_card, write_report
-from compress.run import ROOT, Run, command, cores
+from compress.run import ROOT, Run, command
 from faces.files import printable, write_json
+from faces.threads import cores
 
 STAGES = ("data", "teacher", "adapt", "distill", "export", "evaluate", "benchmark")
 _PACKAGES = (

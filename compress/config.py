@@ -84,7 +84,8 @@ class Distill(Recipe):
     adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
     mixed in training, so that one student serves them all (tiny students take any multiple of 8); none =
     the student's own. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the
-    crop kept around the template. optimiser: adamw; muon, which learns more from as many faces (needs the package's
+    crop kept around the template. threads: of the CPU; two train faster than one where both cores are idle, and their
+    student has other bytes. optimiser: adamw; muon, which learns more from as many faces (needs the package's
     timm extra); sgd, the paper's.
     """
 
@@ -106,6 +107,7 @@ class Distill(Recipe):
     pretrain: Share = Recipe.pretrain
     average: Annotated[float, Field(ge=0, lt=1)] = Recipe.average
     precision: Literal["fp32", "bf16"] = "fp32"
+    threads: Annotated[int, Field(ge=1)] = Recipe.threads
     versions: Annotated[int, Field(ge=0)] = 0
     sizes: Listed[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...]] = ()
     degradation: Degradation = field(default_factory=Degradation)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from compress import adapt, teach
 from compress.config import Config, Distill
 from compress.data import TRAIN
-from compress.run import Run, file_state, load_features, threads
+from compress.run import Run, file_state, load_features
 from faces.crops import CropStore
 from faces.dataset import Faces, Progress
 from faces.distributed import lead
@@ -138,8 +138,7 @@ def _learn(
     if how.mode == "dc" and targets is not None:
         targets = own_features(targets)
     examples = prepare(Faces.load(folder / TRAIN), targets, how, student.input_px, config.seed, folder / "work")
-    with threads(1):
-        return student, train_student(student, examples, how, config.seed, config.device, checkpoint, progress)
+    return student, train_student(student, examples, how, config.seed, config.device, checkpoint, progress)
 
 
 def _publish(kept: Path, name: Path) -> None:

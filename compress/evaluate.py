@@ -12,12 +12,13 @@ from compress.artifacts import runnable
 from compress.config import Config
 from compress.data import load_parts, test_pairs
 from compress.distill import REFERENCE_STUDENT, has_reference, load_student
-from compress.run import Run, cores, threads
+from compress.run import Run
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces import verification
 from faces.dataset import Faces
 from faces.intervals import Interval, pair_interval, rank_interval, roc_intervals
+from faces.threads import cores, threads
 from faces.verification import FARS, Pairs, Roc
 
 Embed = Callable[[int | None], np.ndarray]

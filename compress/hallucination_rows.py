@@ -17,7 +17,7 @@ from benchmarks.timing import run_windows
 from compress.espcn import Enlarging, Espcn, Recipe, largest_scale, psnr, train_espcn
 from compress.part_scores import pair_values, summary
 from compress.rows import read_row, row_file, write_row
-from compress.run import cores, progress_bar, threads
+from compress.run import progress_bar
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.align import crop
@@ -25,6 +25,7 @@ from faces.dataset import Faces
 from faces.degrade import resize
 from faces.files import write_json
 from faces.parts import Part
+from faces.threads import cores, threads
 from faces.verification import similarity
 from students import student as networks
 from students.student import count_macs

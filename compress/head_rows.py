@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from compress.config import Config, Distill
 from compress.distill import prepare, start_student
 from compress.rows import read_row, row_file, write_row
-from compress.run import threads
 from export.kit import degraded_crops, student_crops
 from export.stage import reference_embeddings
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import sha256
+from faces.threads import threads
 from students.student import Student
 from students.train import train_student
 

@@ -18,6 +18,7 @@ _IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
      lambda c: c.distill.loss == "regression", "distill.loss=regression has no temperature"),
     ("distill.warmup",
      lambda c: c.distill.optimiser == "sgd", "distill.optimiser=sgd has a constant rate"),
+    ("distill.threads", lambda c: c.device != "cpu", "the student is trained on the GPU"),
     ("data.test_share", lambda c: c.data.val is not None, "--val (data.val) is the test set"),
     ("evaluate.most", lambda c: c.data.pairs is not None, "data.pairs fixes the pairs"),
     # Of a fine-tuning's checks, whose pairs are drawn, they are the folds all the same.

@@ -24,7 +24,6 @@ from compress.part_scores import (
     two_cells,
 )
 from compress.rows import read_row, row_file, write_row
-from compress.run import threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import Output, run_cli, table_console
@@ -33,6 +32,7 @@ from faces.errors import UserError
 from faces.files import write_json, write_text
 from faces.parts import Part, open_parts
 from faces.sources import open_faces
+from faces.threads import threads
 from faces.verification import similarity
 from students.registry import create_student
 from students.train import takes_sizes, train_student

@@ -10,13 +10,14 @@ from rich.console import Console
 from benchmarks.output import cell, gap_cell
 from compress.config import Config
 from compress.distill import start_student
-from compress.run import cores, progress_bar, threads
+from compress.run import progress_bar
 from compress.teach import embed
 from faces.dataset import Faces
 from faces.errors import UserError
 from faces.files import fingerprint, whole
 from faces.intervals import people_interval
 from faces.parts import Part, roc_of
+from faces.threads import cores, threads
 from faces.verification import Pairs, correct_by_fold
 from students.registry import create_student
 from students.train import check_sizes

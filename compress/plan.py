@@ -15,13 +15,14 @@ from rich.table import Table
 from compress.adapt import fit_adapter
 from compress.config import Config
 from compress.distill import start_student, weights_file
-from compress.run import Run, Stage, cores, threads
+from compress.run import Run, Stage
 from compress.teach import REFERENCE
 from compress.tune import check_trainable
 from faces.dataset import CROP_PX
 from faces.errors import UserError
 from faces.sources import recognise
 from faces.sources.reader import spec_path
+from faces.threads import cores, threads
 from students.batches import Examples, crop_side
 from students.optimise import create_optimiser
 from students.registry import create_student

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +29,7 @@ from rich.progress import (
 from compress.config import Config, as_dict
 from faces.errors import UserError
 from faces.files import fingerprint, lock, whole, write_json
+from faces.threads import threads
 
 ROOT = Path(__file__).resolve().parent.parent
 # The temporary names of `faces.files.whole`.
@@ -243,30 +242,6 @@ def progress_bar(console: Console, what: str, total: int | None, done: int = 0) 
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run PyTorch and OpenCV on `count` CPU threads within this context.
-
-    The pipeline runs on one and gives all cores to the teacher alone: layers as small as the student's wait for
-    their threads more than they work, above all on cores shared with other programs. It
-    also makes the student's bytes independent of the number of cores. OpenCV's second thread makes no crop of 128 px
-    faster, but takes a core.
-    """
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(count)
-    cv2.setNumThreads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def save_features(path: Path, features: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from compress.head_study import head
 from compress.idle import refuse_idle
 from compress.mode_study import modes
 from compress.plan import check
-from compress.run import ROOT, cores, threads
+from compress.run import ROOT
 from compress.teacher_study import teachers
 from export.kit import student_crops
 from export.stage import reference_embeddings
@@ -36,6 +36,7 @@ from faces.dataset import Faces, add_virtual_faces, concatenate, split_identitie
 from faces.errors import UserError
 from faces.files import fingerprint, write_json, write_text
 from faces.sources import open_faces
+from faces.threads import cores, threads
 from faces.verification import correct_by_fold, similarity
 from students.train import train_student
 from teachers.bootstrap import fit_bootstrap

@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.config import Config, as_dict
 from compress.data import TRAIN, load_parts
-from compress.run import Run, cores, file_state, load_features, save_features, threads
+from compress.run import Run, file_state, load_features, save_features
 from compress.tune import TUNED_FILE, tune
 from faces.dataset import Faces, Progress, mirrored
 from faces.distributed import barrier, lead, rank, world_size
+from faces.threads import cores, threads
 from students.student import count_macs
 from teachers.backbones.bootstrap import Bootstrap
 from teachers.bootstrap import fit_bootstrap, view_count

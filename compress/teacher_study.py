@@ -16,7 +16,6 @@ from compress.config import Config, load_config
 from compress.distill import prepare, start_student, weights_file
 from compress.idle import refuse_idle
 from compress.part_scores import check_models, check_trained, check_unused
-from compress.run import cores, threads
 from export.kit import student_crops
 from export.stage import reference_embeddings
 from faces.cli import Output, run_cli, table_console
@@ -25,6 +24,7 @@ from faces.errors import UserError
 from faces.files import fingerprint, sha256, whole, write_json, write_text
 from faces.parts import Part, open_parts
 from faces.sources import open_faces
+from faces.threads import cores, threads
 from faces.verification import correct_by_fold, similarity
 from students.train import train_student
 from teachers.registry import create_single, weight_files

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from compress.data import load_parts
-from compress.run import Run, cores, threads
+from compress.run import Run
 from faces.align import crop
 from faces.dataset import Faces
 from faces.degrade import reduce
 from faces.errors import UserError
 from faces.files import whole
+from faces.threads import cores, threads
 from faces.verification import make_pairs
 from teachers import lora, merging
 from teachers.alpha import ALPHA

@@ -20,7 +20,7 @@ class Recipe:
     """How a student is trained. samples: degraded faces seen in all (steps x batch); class_loss: one of
     `students.heads.CLASS_LOSSES`; sizes: input sizes in px, one of which is drawn for each step; none = the student's
     own; average: the student is the mean of its weights after each step, each weighing `average` times what the next
-    one does; 0 = those of the last step."""
+    one does; 0 = those of the last step; threads: of the CPU."""
 
     samples: int = 500_000
     batch: int = 256
@@ -38,6 +38,7 @@ class Recipe:
     sizes: tuple[int, ...] = ()
     average: float = 0.0
     precision: str = "fp32"
+    threads: int = 1
     degradation: Degradation = field(default_factory=Degradation)
 
     @property

@@ -22,6 +22,7 @@ from faces.distributed import gather, global_batch_norm, rank, world_size
 from faces.errors import UserError
 from faces.files import fingerprint, whole
 from faces.memory import keep_freed_memory
+from faces.threads import threads
 from students.batches import Batches, Examples, Recipe, draw_seed
 from students.heads import Heads
 from students.losses import regression, relational
@@ -78,7 +79,7 @@ def train_student(
     every = max(1, recipe.steps // 200)
     batches = Batches(examples, student.input_px, recipe, seed, device)
     saved = time.monotonic()
-    with keep_freed_memory():
+    with threads(recipe.threads), keep_freed_memory():
         for step in range(start, recipe.steps):
             images, targets, labels = batches.at(step)
             pretraining = step < recipe.pretrain * recipe.steps and classes > 0

@@ -50,6 +50,18 @@ def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     assert scores[same].mean() > scores[~same].mean() + 0.3
 
 
+def test_the_recipes_threads_train_and_the_callers_come_back():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        how = Recipe(samples=3 * 32, batch=32, threads=2)
+        train_student(fresh_student(), few_examples(), how, 0, progress=lambda _: seen.append(torch.get_num_threads()))
+        assert seen == [1, 2, 2, 2]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", CLASS_LOSSES)
 def test_people_are_told_apart_by_each_classification_loss(name):
     examples, student = replace(few_examples(width=0), labels=np.arange(PEOPLE).repeat(EACH)), fresh_student()
