@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import teach
-from compress.config import Config
+from compress.config import Config, Distill
 from compress.data import TEST, TRAIN
 from compress.distill import STUDENT
 from compress.run import Run
@@ -84,6 +84,7 @@ def _kit(run: Run) -> Kit:
             name=teacher["name"], bootstrap=teacher["bootstrap"], licence=teacher["licence"] or "not stated"
         ),
         data=sidecar.Data(name=data["public"]["name"], licence=data["public"]["licence"] + _start(config)),
+        student_origin=_origin(config.distill) if student["mode"] == "none" else None,
         train=TRAIN,
         train_faces=data["split"]["train_faces"],
         test=TEST,
@@ -98,6 +99,12 @@ def _kit(run: Run) -> Kit:
 def _absolute(file: str | None) -> str | None:
     # As `python -m export RUN` may be called from anywhere; `hub` is no file.
     return str(Path(file).resolve()) if file is not None and Path(file).is_file() else file
+
+
+def _origin(how: Distill) -> str:
+    """Where it is told what weights learnt from that this run took as they are."""
+    assert how.weights is not None
+    return f"see students/zoo/{how.student}.md" if how.weights == "zoo" else f"not recorded ({Path(how.weights).name})"
 
 
 def _start(config: Config) -> str:

@@ -92,7 +92,13 @@ def _warnings(facts: dict[str, Any], config: Config) -> list[str]:
             f"The test set is not independent of the training set: {leaks} shared people or near copies, accepted by "
             "data.allow_leaks. Its figures say little of strangers."
         )
-    if config.distill.weights is not None:
+    if not config.distill.samples:
+        found.append(
+            f"The student's weights are those that were given ({config.distill.weights}), not trained here: which "
+            "teacher and faces they learnt from, and on what terms, is told where they come from. The teacher named "
+            "here is what the student is compared with."
+        )
+    elif config.distill.weights is not None:
         found.append(
             f"The student started from trained weights ({config.distill.weights}): the faces and the teacher that "
             "these saw, and their terms, come on top of those named here."

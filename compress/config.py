@@ -83,7 +83,8 @@ class Distill(Recipe):
     mode: c = labels only, s = adapted target only, dc = labels and the teacher's own feature, sc = labels and
     adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
     mixed in training, so that one student serves them all (tiny students take any multiple of 8); none =
-    the student's own. weights: a safetensors file to start from, or `zoo`: the package's own. margin: share of the
+    the student's own. weights: a safetensors file to start from, or `zoo`: the package's own; with samples=0 they stay
+    as they are, and the run exports, proves and measures them. margin: share of the
     crop kept around the template. threads: of the CPU; two train faster than one where both cores are idle, and their
     student has other bytes. optimiser: adamw; muon, which learns more from as many faces (needs the package's
     timm extra); sgd, the paper's.
@@ -93,7 +94,7 @@ class Distill(Recipe):
     mode: Literal["c", "s", "dc", "sc"] = "sc"
     weights: Maybe[str] = None
     margin: Annotated[float, Field(ge=0, le=0.5)] = 0.125
-    samples: Annotated[int, Field(ge=1)] = 300_000
+    samples: Annotated[int, Field(ge=0)] = 300_000
     batch: Annotated[int, Field(ge=2)] = 256
     optimiser: Literal["adamw", "muon", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-3

@@ -36,7 +36,8 @@ def settings(config: Config) -> Any:
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
         state.append([spec, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
-    return [config.data, config.seed, state, file_state(config.data.detector.partition(":")[2] or None)]
+    detector = file_state(config.data.detector.partition(":")[2] or None)
+    return [config.data, config.distill.samples > 0, config.seed, state, detector]
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def run(run: Run) -> dict[str, Any]:
             for part, faces in (("train", train), ("test", test))
         },
     )
-    enlarged = add_virtual_faces(train, data.virtual, run.config.seed)
+    # They are there to be learnt from.
+    virtual = data.virtual if run.config.distill.samples else 0
+    enlarged = add_virtual_faces(train, virtual, run.config.seed)
     virtual = len(enlarged) - len(train)
     enlarged.save(run.path(TRAIN))
     test.save(run.path(TEST))

@@ -36,6 +36,8 @@ def settings(config: Config) -> Any:
 def run(run: Run) -> dict[str, Any]:
     """Writes student.safetensors and curves.csv; beside a bootstrap also its reference's student."""
     settings = run.config.distill
+    if not settings.samples:
+        return _untrained(run)
     targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
     student = _train(run, targets, STUDENT, "distill")
     beside = ""
@@ -43,24 +45,53 @@ def run(run: Run) -> dict[str, Any]:
         reference = {"dc": teach.REFERENCE_FEATURES}.get(settings.mode, adapt.REFERENCE_TARGETS)
         _train(run, reference, REFERENCE_STUDENT, f"distill ({teach.REFERENCE})")
         beside = f"; the same again from {teach.REFERENCE}"
-    px = student.input_px
     loss = "labels alone" if settings.mode == "c" else f"{settings.loss} loss"
     return {
         "summary": f"{settings.student}, mode {settings.mode}, {loss}, "
         f"{settings.steps * settings.batch:,} degraded faces seen{beside}",
-        "name": settings.student,
-        "params": count_parameters(student),
-        "macs": count_macs(student, px),
         "mode": settings.mode,
         "loss": "none" if settings.mode == "c" else settings.loss,
+        **_described(settings.student, student),
+    }
+
+
+def _untrained(run: Run) -> dict[str, Any]:
+    """The weights that were given are the student."""
+    how = run.config.distill
+    student = start_student(how, run.config.seed)
+    _save(student, how.student, run.path(STUDENT))
+    # Of an earlier student in this folder.
+    run.path("curves.csv").unlink(missing_ok=True)
+    return {
+        "summary": f"{how.student}, weights as given ({how.weights}), not trained",
+        "mode": "none",
+        "loss": "none",
+        **_described(how.student, student),
+    }
+
+
+def _described(name: str, student: Student) -> dict[str, Any]:
+    px = student.input_px
+    return {
+        "name": name,
+        "params": count_parameters(student),
+        "macs": count_macs(student, px),
         "input_px": px,
         "embedding_dim": student.mimic.out_features,
     }
 
 
+def _save(student: Student, name: str, file: Path) -> None:
+    state = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
+    with whole(file) as temporary:
+        # One note only: safetensors writes several in an order of chance, and the bytes are to be the same.
+        save_file(state, temporary, {"student": name})
+
+
 def has_reference(run: Run) -> bool:
     """Is there a second student, of a bootstrap's reference? Labels alone (mode c) know no teacher."""
-    return run.facts("teacher")["bootstrap"] and run.config.distill.mode != "c"
+    how = run.config.distill
+    return run.facts("teacher")["bootstrap"] and how.mode != "c" and how.samples > 0
 
 
 def load_student(run: Run, file: str = STUDENT) -> Student:
@@ -117,10 +148,7 @@ def _train(run: Run, targets_file: str | None, file: str, what: str) -> Student:
         with run.progress(what, how.steps) as advance:
             student, curve = lead(_learn, run.folder, config, targets_file, checkpoint, progress=advance)
         _write_curve(final.with_suffix(".csv"), curve)
-        state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-        with whole(final) as temporary:
-            # One note only: safetensors writes several in an order of chance, and the bytes are to be the same.
-            save_file(state, temporary, {"student": how.student})
+        _save(student, how.student, final)
     checkpoint.unlink(missing_ok=True)
     _publish(final, run.path(file))
     if file == STUDENT:

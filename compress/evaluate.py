@@ -48,7 +48,7 @@ def run(run: Run) -> dict[str, Any]:
         embeddings = {px: teacher.embed_faces(test, px, progress=advance) for px in levels}
     rows = list(protocol_rows("teacher", embeddings.__getitem__, teacher.metric, test, pairs, sizes))
     rows += protocol_rows("student", embed_student, "cosine", test, pairs, sizes)
-    if run.config.distill.mode in ("s", "sc"):
+    if run.facts("distill")["mode"] in ("s", "sc"):
         rows += _shared_space(run, embeddings[None], embed_student, test, pairs, sizes)
     for artifact in runnable(run.facts("export")["artifacts"]):
         loaded = export.load(run.path(artifact["path"]))

@@ -70,7 +70,12 @@ STAGES = (DATA, TEACHER, ADAPT, DISTILL, EXPORT, EVALUATE, BENCHMARK, REPORT)
     "octuplet for convolutional teachers.",
 )
 @click.option("--teacher-weights", metavar="FILE|hub", help="safetensors or torch file, or `hub` to download.")
-@click.option("--student-weights", metavar="FILE|zoo", help="Start from a safetensors file, or trained.")
+@click.option(
+    "--student-weights",
+    metavar="FILE|zoo",
+    help="Start from a safetensors file, or from the package's own trained student. With --set distill.samples=0 they "
+    "stay as they are, and are exported, proved and measured.",
+)
 @click.option(
     "--stages",
     metavar="LIST",
@@ -121,6 +126,7 @@ def main(
     \b
       python -m compress.pipeline --teacher dlib_resnet --student tiny16
       python -m compress.pipeline --teacher dlib_resnet --student tiny32 --data faces/ --seed 1
+      python -m compress.pipeline --teacher dlib_resnet --student small16 --student-weights zoo --set distill.samples=0
       python -m compress.pipeline --teacher swin_b --teacher-weights swin.safetensors --data faces/
       torchrun --nproc-per-node 8 -m compress.pipeline --teacher-method none --data shards/ --device cuda
     """

@@ -71,6 +71,8 @@ def check(config: Config, folder: Path) -> None:
             # Its own files would be records left out, and a change of the data whenever one is written.
             raise UserError(f"--out {folder} lies in the faces' folder {spec}: choose one outside it")
     how, world = config.distill, int(os.environ.get("WORLD_SIZE", 1))
+    if not how.samples and how.weights is None:
+        raise UserError("distill.samples=0 trains nothing: give trained weights, --student-weights FILE or zoo")
     if how.versions and how.sizes:
         raise UserError("a fixed set of versions has one size: set distill.versions=0 or leave out distill.sizes")
     if how.batch % world:

@@ -80,8 +80,11 @@ def _view(run: Results) -> dict[str, Any]:
     files = {role: [a for a in run.artifacts if (a.model or "student") == role] for role in ("student", "teacher")}
     # Only files of the teacher may miss: one of the student's ends the run.
     missed = {"student": 0, "teacher": len(run.misses or [])}
+    trained = run.student.mode != "none"
     return {
         "r": run,
+        "trained": trained,
+        "relation": "from" if trained else "beside",
         "headline": headline,
         "where": where,
         "here": here,

@@ -80,8 +80,9 @@ class Student(Part):
     """Parameters up to the mimic layer: what is deployed."""
     macs: Count
     """Multiply-accumulates a face."""
-    mode: Literal["c", "s", "dc", "sc"]
-    """What it learnt from: labels, adapted targets, labels and teacher features, labels and targets."""
+    mode: Literal["c", "s", "dc", "sc", "none"]
+    """What it learnt from: labels, adapted targets, labels and teacher features, labels and targets; none: its weights
+    were given, and are as they were."""
     loss: Name
     """Distillation loss: regression or relational."""
     input_px: Count | None = None

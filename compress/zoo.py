@@ -32,6 +32,8 @@ def main(folder: Path, data_licence: str | None) -> None:
     ended = [_ended(folder, stage) for stage in ("distill", "report")]
     if ended[1] < ended[0]:
         raise UserError(f"the student of {folder} is newer than its report: run compress.pipeline's other stages first")
+    if run.student.mode == "none":
+        raise UserError(f"the student of {folder} was not trained there (distill.samples=0): nothing to publish")
     name = run.student.name
     load_weights(create_student(name), weights)
     ZOO.mkdir(exist_ok=True)

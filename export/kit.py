@@ -49,13 +49,15 @@ class _Part(BaseModel):
 
 
 class Kit(_Part):
-    """Paths are relative to the run folder. train_faces: how many of `train` are real (the rest is virtual)."""
+    """Paths are relative to the run folder. train_faces: how many of `train` are real (the rest is virtual);
+    student_origin: where the teacher and the faces of a student are told that the run did not train."""
 
     student: str
     student_file: str
     student_sha256: str | None = None
     student_params: int
     student_macs: int
+    student_origin: str | None = None
     teacher: str
     teacher_weights: str | None
     teacher_tuned: str | None
@@ -122,8 +124,12 @@ class Bench:
         px = model.input_px
         trial = self._trial(STUDENT_FACES, f"same@{px}", lambda faces: student_crops(faces, None, px))
         calibration = degraded_crops(self.train, px, CALIBRATION_FACES, kit.margin, kit.degradation, kit.seed)
+        teacher, data = kit.teacher_card, kit.data
+        if (origin := kit.student_origin) is not None:
+            teacher = sidecars.Teacher(name=origin, bootstrap=False, licence=origin)
+            data = sidecars.Data(name=origin, licence=f"{origin}; int8 ranges of {kit.data.name}: {kit.data.licence}")
         card = Card(
-            model=kit.student, template="arcface", metric="cosine", teacher=kit.teacher_card, data=kit.data,
+            model=kit.student, template="arcface", metric="cosine", teacher=teacher, data=data,
             parameters=kit.student_params, macs=kit.student_macs,
         )  # fmt: skip
         source = f"{len(calibration)} faces of {kit.data.name}'s training people, randomly degraded to {px} px"

@@ -43,7 +43,7 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return max(1, self.samples // self.batch)
+        return max(1, self.samples // self.batch) if self.samples else 0
 
 
 @dataclass(frozen=True)

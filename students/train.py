@@ -47,11 +47,13 @@ def train_student(
     `checkpoint` is written every `checkpoint_seconds` and read at the start where it exists. `progress` gets the
     number of steps just done or found done. Where torch.distributed runs, every process calls this with the same
     arguments, works on its share of each batch, and ends with the same student; the checkpoint is then in a folder
-    that all can read. UserError: no target and no label, input sizes that it does not take, a loss that is not
+    that all can read. UserError: no target and no label, no step, input sizes that it does not take, a loss that is not
     finite, a checkpoint of another run, a batch that the processes cannot share.
     """
     if not len(examples.crops):
         raise UserError("the student has nothing to learn from: no training face")
+    if not recipe.steps:
+        raise UserError("distill.samples=0 trains nothing: give a number of faces to see")
     classes = 0 if examples.labels is None else int(examples.labels.max()) + 1
     width = 0 if examples.targets is None else examples.targets.shape[1]
     if not classes and not width:

@@ -147,7 +147,7 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "setting",
     [
-        "distill.samples=0",
+        "distill.samples=-1",
         "distill.samples=1.5",
         "distill.samples=many",
         "distill.samples=",
@@ -278,6 +278,10 @@ def test_a_setting_that_another_switches_off_is_refused(method, beside, idle):
         ("distill.mode=s", "distill.pretrain=0.2", "distill.mode=sc"),
         ("distill.loss=regression", "distill.temperature=5", "distill.loss=relational"),
         ("distill.optimiser=sgd", "distill.warmup=0.1", "distill.optimiser=adamw"),
+        ("distill.samples=0", "distill.lr=0.1", "distill.samples=64"),
+        ("distill.samples=0", "distill.mode=c", "distill.samples=64"),
+        ("distill.samples=0", "data.virtual=5", "distill.samples=64"),
+        ("device=cuda", "distill.threads=2", "device=cpu"),
         ("data.val=faces", "data.test_share=0.5", "data.val=none"),
         ("data.pairs=pairs.csv", "evaluate.most=50", "data.pairs=none"),
         ("data.pairs=pairs.csv", "evaluate.folds=2", "data.pairs=none"),
@@ -312,8 +316,8 @@ def test_sizes_that_no_copy_has_are_told_as_idle_and_not_as_too_few():
 
 
 def test_a_wrong_value_is_told_with_its_key_and_value():
-    with pytest.raises(UserError, match=r"distill\.samples = 0: .*greater than or equal to 1"):
-        load("distill.samples=0")
+    with pytest.raises(UserError, match=r"distill\.samples = -1: .*greater than or equal to 0"):
+        load("distill.samples=-1")
 
 
 @pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe", b"a = 1\na = 2", b"x = " + b"[" * 100_000])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import export
 from compress import results
 from compress.pipeline import STAGES, main
+from compress.zoo import main as zoo_main
 from export import sidecar
 from faces.align import crop
 from faces.dataset import Faces
@@ -25,7 +26,7 @@ from faces.files import sha256
 from faces.sources import orl
 from faces.sources.record import decode
 from faces.verification import make_pairs
-from students.registry import create_student
+from students.registry import create_student, zoo_file
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -306,6 +307,43 @@ def test_the_other_modes_and_the_other_loss(copy, ended, people, mode, loss, cur
     assert bool(shared) == (mode in ("s", "sc"))
     assert [row.path for row in found.artifacts] == ["student.onnx"]
     assert not (copy / "student.tflite").exists(), "an artifact of another student is left beside this one"
+
+
+def test_trained_weights_are_exported_and_measured_as_they_are(copy, people):
+    before = records(copy)
+    given = {"distill.samples": 0, "evaluate.px": [16], "evaluate.most": 30, "benchmark.batches": [1]}
+    done = again(
+        people, copy, "--student-weights", "zoo", *(f"--set={key}={json.dumps(value)}" for key, value in given.items())
+    )
+    assert changed(before, records(copy)) == NAMES
+    assert "tiny16, weights as given (zoo), not trained" in done.output
+    weights, zoo = load_file(copy / "student.safetensors"), load_file(zoo_file("tiny16"))
+    assert all(torch.equal(weights[name], value) for name, value in zoo.items())
+    found = results.load(copy / "results.json")
+    assert (found.student.mode, found.student.loss, found.data.split.virtual_faces) == ("none", "none", 0)
+    assert {row.model for row in found.accuracy} == {"teacher", "student", "student.onnx", "student.tflite"}
+    assert not (copy / "curves.csv").exists()
+    # Neither this run's teacher nor its faces are where the student comes from.
+    for name in ("student.onnx.json", "student.tflite.json"):
+        card = json.loads((copy / name).read_text())
+        assert card["teacher"] == {"name": "see students/zoo/tiny16.md", "bootstrap": False,
+                                   "licence": "see students/zoo/tiny16.md"}  # fmt: skip
+        assert card["data"]["name"] == "see students/zoo/tiny16.md"
+    page, card = (copy / "report.html").read_text(), (copy / "MODEL_CARD.md").read_text()
+    assert "<title>tiny16 beside dlib_resnet</title>" in page
+    assert "not trained in this run" in page
+    for text in (page, card):
+        assert "distilled from" not in text
+        assert "rained on" not in text
+    refused = CliRunner().invoke(zoo_main, [str(copy)])
+    assert refused.exit_code == 2
+    assert "was not trained there" in refused.output
+
+
+def test_without_weights_there_is_something_to_train(people, tmp_path):
+    done = CliRunner().invoke(main, command(people, tmp_path / "out", "--set", "distill.samples=0"))
+    assert done.exit_code == 2
+    assert "--student-weights" in done.output
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(copy, people, tmp_path):

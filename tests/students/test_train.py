@@ -50,6 +50,11 @@ def test_the_losses_fall_and_people_are_told_apart(loss, optimiser):
     assert scores[same].mean() > scores[~same].mean() + 0.3
 
 
+def test_no_step_is_no_training():
+    with pytest.raises(UserError, match="trains nothing"):
+        train_student(fresh_student(), few_examples(), Recipe(samples=0), 0)
+
+
 def test_the_recipes_threads_train_and_the_callers_come_back():
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(1)
