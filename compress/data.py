@@ -82,9 +82,7 @@ def run(run: Run) -> dict[str, Any]:
             for part, faces in (("train", train), ("test", test))
         },
     )
-    # They are there to be learnt from.
-    virtual = data.virtual if run.config.distill.samples else 0
-    enlarged = add_virtual_faces(train, virtual, run.config.seed)
+    enlarged = add_virtual_faces(train, virtual_count(run.config), run.config.seed)
     virtual = len(enlarged) - len(train)
     enlarged.save(run.path(TRAIN))
     test.save(run.path(TEST))
@@ -113,6 +111,11 @@ def run(run: Run) -> dict[str, Any]:
         "landmark_misses": list(missed),
         "test_name": data.val or public.source,
     }
+
+
+def virtual_count(config: Config) -> int:
+    """How many virtual faces are added: none where nothing learns from them."""
+    return config.data.virtual if config.distill.samples else 0
 
 
 def load_parts(run: Run) -> tuple[Faces, Faces]:

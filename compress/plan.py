@@ -14,6 +14,7 @@ from rich.table import Table
 
 from compress.adapt import fit_adapter
 from compress.config import Config
+from compress.data import virtual_count
 from compress.distill import start_student, weights_file
 from compress.run import Run, Stage
 from compress.teach import REFERENCE
@@ -158,7 +159,7 @@ def _room(config: Config, count: int) -> tuple[float, float]:
     """Bytes of disk in the run folder, and of memory."""
     how = config.distill
     px = create_student(how.student).input_px
-    kept = count + config.data.virtual
+    kept = count + virtual_count(config)
     images = kept * CROP_PX**2 * 3
     crops = kept * crop_side(max((px, *how.sizes)), how.margin) ** 2 * 3
     disk = images + crops + kept * 4 * (EMBEDDING_DIM + 512) + 50e6
@@ -174,7 +175,7 @@ def _measured(config: Config, count: int, people: int) -> dict[str, float]:
     tested, more = round(count * config.data.test_share), 0
     if config.data.val is not None:
         tested = more = sum(1 for _ in recognise(config.data.val)[0]())
-    embedded = (count + config.data.virtual) * (2 if config.teacher.mirror else 1)
+    embedded = (count + virtual_count(config)) * (2 if config.teacher.mirror else 1)
     seconds = (embedded + _tuning_faces(config, tested)) * a_face
     if teacher.bootstrap:
         views = view_count(count + more - tested, config.teacher.views)

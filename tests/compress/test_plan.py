@@ -48,6 +48,18 @@ def test_a_good_configuration_passes():
     plan.check(load_config("quick", None, {"distill.student": "small32"}, ["distill.sizes=[32]"]), OUT)
 
 
+def test_where_nothing_is_trained_no_virtual_face_is_counted():
+    rooms = {
+        (samples, virtual): plan._room(
+            load_config("quick", None, {"distill.samples": samples, "data.virtual": virtual}, []), 100
+        )
+        for samples in (0, 512)
+        for virtual in (0, 2000)
+    }
+    assert rooms[0, 0] == rooms[0, 2000]
+    assert rooms[512, 0] < rooms[512, 2000]
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -56,6 +68,7 @@ def test_a_good_configuration_passes():
         ('data.public=["orl","/nowhere"]', "no face data at '/nowhere'"),
         ("data.val=/nowhere", "no face data at '/nowhere'"),
         ("distill.weights=/nowhere", "no file /nowhere"),
+        ("distill.samples=0", "trains nothing: give trained weights, --student-weights FILE or zoo"),
         ("teacher.weights=/nowhere", "no weights file /nowhere"),
         ("device=cuda:99", "cuda:99"),
         ("distill.versions=4 distill.sizes=[16,32]", "one size"),
