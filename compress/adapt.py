@@ -59,11 +59,13 @@ class Adapter(nn.Module):
 
 
 def settings(config: Config) -> Any:
-    return [config.adapt, config.seed, torch.__version__]
+    return [config.adapt, config.distill.trains, config.seed, torch.__version__]
 
 
 def run(run: Run) -> dict[str, Any]:
     """Writes work/targets.npy (N, 128) and adapter.safetensors; for a bootstrap also its reference's."""
+    if not run.config.distill.trains:
+        return {"summary": "nothing learns from the teacher"}
     train, _ = load_parts(run)
     facts = _adapt(run, teach.FEATURES, TARGETS, "adapter.safetensors", train.identities)
     if run.facts("teacher")["bootstrap"]:

@@ -92,7 +92,7 @@ def _warnings(facts: dict[str, Any], config: Config) -> list[str]:
             f"The test set is not independent of the training set: {leaks} shared people or near copies, accepted by "
             "data.allow_leaks. Its figures say little of strangers."
         )
-    if not config.distill.samples:
+    if not config.distill.trains:
         found.append(
             f"The student's weights are those that were given ({config.distill.weights}), not trained here: which "
             "teacher and faces they learnt from, and on what terms, is told where they come from. The teacher named "

@@ -113,6 +113,11 @@ class Distill(Recipe):
     sizes: Listed[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...]] = ()
     degradation: Degradation = field(default_factory=Degradation)
 
+    @property
+    def trains(self) -> bool:
+        """Else nothing learns from the teacher or the faces: the student's weights stay what was given."""
+        return self.samples > 0
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Export:

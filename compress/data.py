@@ -37,7 +37,7 @@ def settings(config: Config) -> Any:
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
         state.append([spec, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
     detector = file_state(config.data.detector.partition(":")[2] or None)
-    return [config.data, config.distill.samples > 0, config.seed, state, detector]
+    return [config.data, config.distill.trains, config.seed, state, detector]
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def run(run: Run) -> dict[str, Any]:
 
 def virtual_count(config: Config) -> int:
     """How many virtual faces are added: none where nothing learns from them."""
-    return config.data.virtual if config.distill.samples else 0
+    return config.data.virtual if config.distill.trains else 0
 
 
 def load_parts(run: Run) -> tuple[Faces, Faces]:

@@ -36,7 +36,7 @@ def settings(config: Config) -> Any:
 def run(run: Run) -> dict[str, Any]:
     """Writes student.safetensors and curves.csv; beside a bootstrap also its reference's student."""
     settings = run.config.distill
-    if not settings.samples:
+    if not settings.trains:
         return _untrained(run)
     targets = {"dc": teach.FEATURES, "s": adapt.TARGETS, "sc": adapt.TARGETS}.get(settings.mode)
     student = _train(run, targets, STUDENT, "distill")
@@ -91,7 +91,7 @@ def _save(student: Student, name: str, file: Path) -> None:
 def has_reference(run: Run) -> bool:
     """Is there a second student, of a bootstrap's reference? Labels alone (mode c) know no teacher."""
     how = run.config.distill
-    return run.facts("teacher")["bootstrap"] and how.mode != "c" and how.samples > 0
+    return run.facts("teacher")["bootstrap"] and how.mode != "c" and how.trains
 
 
 def load_student(run: Run, file: str = STUDENT) -> Student:

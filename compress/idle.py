@@ -5,12 +5,16 @@ from dataclasses import fields
 from functools import reduce
 from typing import Any
 
-from compress.config import Config, Distill, load_config
+from compress.config import Adapt, Config, Distill, load_config
 from faces.errors import UserError
 from teachers.registry import is_stand_in
 
-# What the export's int8 ranges and fine-tuning are made by is among them.
-_USED_AS_GIVEN = ("student", "weights", "samples", "margin", "degradation")
+# What the export's int8 ranges and fine-tuning are made by is not among them.
+_TEACHING = " ".join(
+    ["data.virtual", "teacher.mirror", *(f"adapt.{one.name}" for one in fields(Adapt))]
+    + [f"distill.{one.name}" for one in fields(Distill)
+       if one.name not in ("student", "weights", "samples", "margin", "degradation")]
+)  # fmt: skip
 # Keys, when nothing reads them, and why.
 _IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("distill.loss distill.temperature distill.mimic_weight distill.pretrain",
@@ -21,8 +25,8 @@ _IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
      lambda c: c.distill.loss == "regression", "distill.loss=regression has no temperature"),
     ("distill.warmup",
      lambda c: c.distill.optimiser == "sgd", "distill.optimiser=sgd has a constant rate"),
-    (" ".join(["data.virtual", *(f"distill.{f.name}" for f in fields(Distill) if f.name not in _USED_AS_GIVEN)]),
-     lambda c: not c.distill.samples, "distill.samples=0 trains nothing"),
+    (_TEACHING,
+     lambda c: not c.distill.trains, "distill.samples=0 trains nothing"),
     ("distill.threads", lambda c: c.device != "cpu", "the student is trained on the GPU"),
     ("data.test_share", lambda c: c.data.val is not None, "--val (data.val) is the test set"),
     ("evaluate.most", lambda c: c.data.pairs is not None, "data.pairs fixes the pairs"),

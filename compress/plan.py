@@ -72,7 +72,7 @@ def check(config: Config, folder: Path) -> None:
             # Its own files would be records left out, and a change of the data whenever one is written.
             raise UserError(f"--out {folder} lies in the faces' folder {spec}: choose one outside it")
     how, world = config.distill, int(os.environ.get("WORLD_SIZE", 1))
-    if not how.samples and how.weights is None:
+    if not how.trains and how.weights is None:
         raise UserError("distill.samples=0 trains nothing: give trained weights, --student-weights FILE or zoo")
     if how.versions and how.sizes:
         raise UserError("a fixed set of versions has one size: set distill.versions=0 or leave out distill.sizes")
@@ -175,12 +175,12 @@ def _measured(config: Config, count: int, people: int) -> dict[str, float]:
     tested, more = round(count * config.data.test_share), 0
     if config.data.val is not None:
         tested = more = sum(1 for _ in recognise(config.data.val)[0]())
-    embedded = (count + virtual_count(config)) * (2 if config.teacher.mirror else 1)
+    embedded = (count + virtual_count(config)) * (2 if config.teacher.mirror else 1) if how.trains else 0
     seconds = (embedded + _tuning_faces(config, tested)) * a_face
     if teacher.bootstrap:
         views = view_count(count + more - tested, config.teacher.views)
         seconds += views * a_face + (embedded + views) * _seconds_a_face(create_teacher(REFERENCE).to(config.device))
-    students = 2 if teacher.bootstrap and how.mode != "c" else 1
+    students = (2 if teacher.bootstrap and how.mode != "c" else 1) if how.trains else 0
     sizes = {*config.evaluate.px, create_student(how.student).input_px}
     return {
         "data": (count + more) * _DETECT,

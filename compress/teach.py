@@ -37,16 +37,17 @@ def settings(config: Config) -> Any:
         # Nor does it matter how it would be fine-tuned, and what that would be measured by.
         teacher, folds = {key: teacher[key] for key in ("name", "weights", "mirror", "views")}, []
     files = [file_state(str(file)) for file in weight_files(config.teacher.name, config.teacher.weights)]
-    return [teacher, folds, config.seed, config.device, torch.__version__, files]
+    return [teacher, folds, config.distill.trains, config.seed, config.device, torch.__version__, files]
 
 
 def run(run: Run) -> dict[str, Any]:
     """Writes work/features.npy (N, D) float16 of the training faces, at full size and each at its own alpha, with
-    `teacher.mirror` the mean with their mirror images'; a bootstrap also its fitted layer, a fine-tuned teacher also
-    teacher.safetensors and finetune.csv."""
+    `teacher.mirror` the mean with their mirror images', where a student learns from them; a bootstrap also its fitted
+    layer, a fine-tuned teacher also teacher.safetensors and finetune.csv."""
     train, _ = load_parts(run)
     teacher = create_teacher(run.config.teacher.name, run.config.teacher.weights)
     facts: dict[str, Any] = {}
+    teaches = run.config.distill.trains
     if isinstance(teacher, Teacher) and teacher.bootstrap:
         teacher.to(run.config.device)
         reference = create_single(REFERENCE).to(run.config.device)
@@ -61,18 +62,22 @@ def run(run: Run) -> dict[str, Any]:
                     run.config.seed, advance,
                 )  # fmt: skip
             backbone.save(run.path(BOOTSTRAP))
-        run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, None, train))
+        if teaches:
+            run.save_features(REFERENCE_FEATURES, embed_resumable(run, reference, None, train))
         facts["reference_source"] = reference.source
     teacher.to(run.config.device)
     method, tuned = run.config.teacher.finetune.method, ""
     if method != "none":
         facts["finetuned"] = tune(run, teacher, _base(run, teacher.bootstrap))
         tuned = f", fine-tuned by {method} ({facts['finetuned']['steps']} steps)"
-    features = embed_resumable(run, teacher, _base(run, teacher.bootstrap), train)
-    run.save_features(FEATURES, features)
+    seen = "to be compared with"
+    if teaches:
+        features = embed_resumable(run, teacher, _base(run, teacher.bootstrap), train)
+        run.save_features(FEATURES, features)
+        mirrors = " and their mirror images" if run.config.teacher.mirror else ""
+        seen = f"{features.shape[1]}-d features of {len(train)} faces{mirrors}"
     return {
-        "summary": f"{teacher.name}: {features.shape[1]}-d features of {len(train)} faces"
-        f"{' and their mirror images' if run.config.teacher.mirror else ''}, {teacher.source}{tuned}",
+        "summary": f"{teacher.name}: {seen}, {teacher.source}{tuned}",
         "name": teacher.name,
         "source": teacher.source,
         "bootstrap": teacher.bootstrap,

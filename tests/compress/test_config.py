@@ -281,6 +281,8 @@ def test_a_setting_that_another_switches_off_is_refused(method, beside, idle):
         ("distill.samples=0", "distill.lr=0.1", "distill.samples=64"),
         ("distill.samples=0", "distill.mode=c", "distill.samples=64"),
         ("distill.samples=0", "data.virtual=5", "distill.samples=64"),
+        ("distill.samples=0", "teacher.mirror=true", "distill.samples=64"),
+        ("distill.samples=0", "adapt.keep=0.5", "distill.samples=64"),
         ("device=cuda", "distill.threads=2", "device=cpu"),
         ("data.val=faces", "data.test_share=0.5", "data.val=none"),
         ("data.pairs=pairs.csv", "evaluate.most=50", "data.pairs=none"),

@@ -316,7 +316,10 @@ def test_trained_weights_are_exported_and_measured_as_they_are(copy, people):
         people, copy, "--student-weights", "zoo", *(f"--set={key}={json.dumps(value)}" for key, value in given.items())
     )
     assert changed(before, records(copy)) == NAMES
-    assert "tiny16, weights as given (zoo), not trained" in done.output
+    for told in ("dlib_resnet: to be compared with", "tiny16, weights as given (zoo), not trained"):
+        assert told in done.output
+    assert "work/features.npy" in json.loads(before["teacher"])["files"]
+    assert "work/features.npy" not in json.loads(records(copy)["teacher"])["files"]
     weights, zoo = load_file(copy / "student.safetensors"), load_file(zoo_file("tiny16"))
     assert all(torch.equal(weights[name], value) for name, value in zoo.items())
     found = results.load(copy / "results.json")
