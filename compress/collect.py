@@ -82,10 +82,11 @@ def _command() -> str:
 
 def _warnings(facts: dict[str, Any], config: Config) -> list[str]:
     found = []
+    taught = ", and the student's," if config.distill.trains else ""
     if facts["teacher"]["bootstrap"]:
         found.append(
             f"The teacher is a bootstrap: random {facts['teacher']['name']} weights fitted to another network. "
-            f"Its figures, and the student's, say nothing about a trained {facts['teacher']['name']}."
+            f"Its figures{taught} say nothing about a trained {facts['teacher']['name']}."
         )
     if leaks := facts["data"]["split"]["leaks"]:
         found.append(

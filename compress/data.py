@@ -88,9 +88,10 @@ def run(run: Run) -> dict[str, Any]:
     test.save(run.path(TEST))
     missed = public.integrity.missed + (test.integrity.missed if data.val is not None else ())
     people = "people" if leaks else "unseen people"
+    use = f"and {virtual} virtual ones to learn from" if run.config.distill.trains else "to calibrate int8 files by"
     return {
-        "summary": f"{len(train)} faces of {len(train.names)} people and {virtual} virtual ones to learn "
-        f"from, {len(test)} of {len(test.names)} {people} to test on; {sum(skipped.values())} skipped, "
+        "summary": f"{len(train)} faces of {len(train.names)} people {use}, {len(test)} of "
+        f"{len(test.names)} {people} to test on; {sum(skipped.values())} skipped, "
         f"{len(missed)} without a face found",
         "public": {
             "name": public.source,

@@ -25,9 +25,9 @@ DATA = Stage(
 )  # fmt: skip
 TEACHER = Stage(
     "teacher", teach.run, teach.settings, (DATA,),
-    ("teachers", "faces/losses", "faces/degrade.py", "faces/distributed.py", "faces/memory.py", "faces/quality.py",
-     "faces/quality_cli.py", "faces/cnniqa.py", "faces/partition.py", "faces/cnniqa_fit.py", "faces/pyiqa_metric.py",
-     "compress/teach.py", "compress/tune.py"),
+    ("teachers", "faces/losses", "faces/degrade.py", "faces/distributed.py", "faces/memory.py", "faces/threads.py",
+     "faces/quality.py", "faces/quality_cli.py", "faces/cnniqa.py", "faces/partition.py", "faces/cnniqa_fit.py",
+     "faces/pyiqa_metric.py", "compress/teach.py", "compress/tune.py"),
 )  # fmt: skip
 ADAPT = Stage("adapt", adapt.run, adapt.settings, (TEACHER,), ("compress/adapt.py",))
 DISTILL = Stage(

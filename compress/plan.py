@@ -117,10 +117,11 @@ def check(config: Config, folder: Path) -> None:
 def notes(config: Config) -> list[str]:
     """What whoever starts the run must know before anything else."""
     name, found = config.teacher.name, []
+    taught = ", and the student's," if config.distill.trains else ""
     if is_stand_in(name, config.teacher.weights):
         found.append(
             f"no trained weights were given for {name} (--teacher-weights FILE or hub): a BOOTSTRAP stands in, random "
-            f"weights fitted to {REFERENCE}. Its figures, and the student's, say nothing about a trained {name}."
+            f"weights fitted to {REFERENCE}. Its figures{taught} say nothing about a trained {name}."
         )
     wanted = {"precision": config.distill.precision == "bf16", "optimiser": config.distill.optimiser == "muon"}
     if config.device == "cpu" and any(wanted.values()) and not fast_bfloat16():

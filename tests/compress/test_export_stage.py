@@ -16,7 +16,7 @@ from faces.files import sha256
 FACTS = {
     "teacher": {"name": "dlib_resnet", "method": "none", "bootstrap": False, "licence": None, "params": 1, "macs": 2},
     "data": {"public": {"name": "faces", "licence": "unknown"}, "split": {"train_faces": 3}, "test_name": "others"},
-    "distill": {"name": "tiny16", "params": 4, "macs": 5},
+    "distill": {"name": "tiny16", "params": 4, "macs": 5, "mode": "sc"},
 }
 
 

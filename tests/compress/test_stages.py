@@ -55,6 +55,7 @@ def test_the_stages_are_in_their_order():
         ("teacher.mirror=true", "teacher"),
         ("adapt.steps=7", "adapt"),
         ("distill.samples=7", "distill"),
+        ("distill.samples=0", "data"),
         ("distill.class_loss=arcface", "distill"),
         ("distill.degradation.jpeg=0", "distill"),
         ("export.allow_parity_failure=true", "export"),
