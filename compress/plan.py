@@ -130,6 +130,11 @@ def notes(config: Config) -> list[str]:
             f"{chosen} computes in bfloat16, for which this CPU has no instructions and is many times slower than in "
             "fp32: --dry-run says what that costs"
         )
+    if not config.distill.trains and "int8" in config.export.precisions and config.data.public == ("orl",):
+        found.append(
+            "the int8 files' ranges and fine-tuning will be of ORL's few grey faces, and what passes there may miss on "
+            "your cameras' faces: give some of those, --data"
+        )
     return [f"note       {one}" for one in found]
 
 

@@ -228,6 +228,16 @@ def test_bfloat16_is_noted_where_it_is_slow_alone(monkeypatch):
     assert notes("distill.precision=bf16", "distill.optimiser=muon") == []
 
 
+def test_int8_files_of_a_trained_student_need_faces_like_the_cameras():
+    def notes(**options):
+        given = {"teacher.name": "dlib_resnet", "distill.weights": "zoo", "distill.samples": 0}
+        options = {key.replace("_", ".", 1): value for key, value in options.items()}
+        return plan.notes(load_config("quick", None, given | {"export.precisions": ["fp32", "int8"]} | options, []))
+
+    assert "ORL's few grey faces" in notes()[0]
+    assert notes(distill_samples=64) == notes(export_precisions=["fp32"]) == notes(data_public=["faces"]) == []
+
+
 def test_the_expected_time_is_of_the_optimiser_and_precision_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(plan, "train_student", lambda student, examples, how, *rest, progress: seen.append(how) or [
