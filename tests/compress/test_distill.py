@@ -133,6 +133,14 @@ def test_a_bootstrap_has_its_reference_beside_it(folder):
     assert len((folder / "curves.csv").read_text().splitlines()) == 7  # header and six steps
 
 
+def test_weights_as_given_learn_from_no_reference(folder):
+    facts = run(folder, bootstrap=True, samples=0, weights="zoo")
+    assert facts["summary"] == "tiny16, weights as given (zoo), not trained"
+    assert not (folder / "reference_student.safetensors").exists()
+    assert not distill.has_reference(Run(folder, small(samples=0, weights="zoo"), quiet=True))
+    assert distill.has_reference(Run(folder, small(), quiet=True))
+
+
 def test_no_reference_without_a_bootstrap(folder):
     facts = run(folder)
     assert not (folder / "reference_student.safetensors").exists()
