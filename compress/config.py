@@ -84,10 +84,9 @@ class Distill(Recipe):
     adapted target. class_loss: what the labels are learnt by (the paper's Table IV). sizes: of the input in px,
     mixed in training, so that one student serves them all (tiny students take any multiple of 8); none =
     the student's own. weights: a safetensors file to start from, or `zoo`: the package's own; with samples=0 they stay
-    as they are, and the run exports, proves and measures them. margin: share of the
-    crop kept around the template. threads: of the CPU; two train faster than one where both cores are idle, and their
-    student has other bytes. optimiser: adamw; muon, which learns more from as many faces (needs the package's
-    timm extra); sgd, the paper's.
+    as they are, and the run exports, proves and measures them. margin: share of the crop kept around the template.
+    threads: of the CPU; two train faster than one where both cores are idle, and their student has other bytes.
+    optimiser: adamw; muon, which learns more from as many faces (needs the package's timm extra); sgd, the paper's.
     """
 
     student: str = "tiny16"

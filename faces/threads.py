@@ -13,9 +13,9 @@ def threads(count: int) -> Iterator[None]:
     """Run PyTorch and OpenCV on `count` CPU threads within this context.
 
     The pipeline runs on one and gives all cores to the teacher alone: layers as small as the student's wait for
-    their threads more than they work, above all on cores shared with other programs. It
-    also makes the student's bytes independent of the number of cores. OpenCV's second thread makes no crop of 128 px
-    faster, but takes a core.
+    their threads more than they work, above all on cores shared with other programs (`distill.threads` is for those
+    that are not). It also makes the student's bytes independent of the number of cores. OpenCV's second thread makes
+    no crop of 128 px faster, but takes a core.
     """
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(count)
