@@ -58,10 +58,20 @@ def zoo_file(name: str) -> Path:
 
 def load_weights(student: Student, file: str | Path) -> Student:
     """Put the weights of a safetensors file into `student`, in place; UserError where they do not fit."""
+    refusal = f"{file} does not hold the weights of a {name_of(student)}: "
     try:
-        student.load_state_dict(load_file(file))
-    except (OSError, RuntimeError, SafetensorError) as problem:
-        raise UserError(f"{file} does not hold the weights of a {name_of(student)}: {problem}") from None
+        given = load_file(file)
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"{refusal}{problem}") from None
+    wanted = student.state_dict()
+    if wrong := [
+        name
+        for name in {**wanted, **given}
+        if name not in given or name not in wanted or given[name].shape != wanted[name].shape
+    ]:
+        # PyTorch would name every one.
+        raise UserError(f"{refusal}{len(wrong)} tensors are missing, unknown or of another shape, first {wrong[0]}")
+    student.load_state_dict(given)
     return student
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import students
 from export.kit import student_crops
@@ -52,3 +52,18 @@ def test_weights_of_something_else(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"x\.safetensors does not hold the weights of a tiny16"):
         load_weights(students.create_student("tiny16"), tmp_path / "x.safetensors")
+
+
+def test_weights_of_another_student_are_told_in_one_line(tmp_path):
+    tiny = students.create_student("tiny16")
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    with pytest.raises(UserError) as told:
+        load_weights(tiny, zoo_file("small16"))
+    assert str(told.value).endswith(" tensors are missing, unknown or of another shape, first stem.0.weight")
+    assert all(torch.equal(tiny.state_dict()[name], value) for name, value in before.items())
+    for change in ({"more": torch.zeros(1)}, {"mimic.bias": torch.zeros(127)}):
+        save_file(before | change, tmp_path / "changed.safetensors")
+        with pytest.raises(UserError, match=f": 1 tensors are .* first {next(iter(change))}$"):
+            load_weights(tiny, tmp_path / "changed.safetensors")
+    # The sizes of one kind have the same tensors.
+    load_weights(students.create_student("tiny32"), zoo_file("tiny16"))
