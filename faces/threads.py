@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run PyTorch and OpenCV on `count` CPU threads within this context.
+    """Run PyTorch on `count` CPU threads and OpenCV on one within this context.
 
     The pipeline runs on one and gives all cores to the teacher alone: layers as small as the student's wait for
     their threads more than they work, above all on cores shared with other programs (`distill.threads` is for those
@@ -19,7 +19,7 @@ def threads(count: int) -> Iterator[None]:
     """
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(count)
-    cv2.setNumThreads(count)
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
