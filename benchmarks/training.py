@@ -1,6 +1,5 @@
 """Faces per second of a student's training: `python -m benchmarks.throughput train --help`."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from benchmarks.peak import sgemm_gops
 from faces.cli import Output, run_cli
 from faces.errors import UserError
 from faces.files import write_json
+from faces.threads import cores
 from students import create_student
 from students.batches import Recipe, crop_side
 from students.student import count_macs
@@ -111,7 +111,7 @@ def train(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available on this machine; use --device cpu")
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

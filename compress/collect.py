@@ -96,8 +96,8 @@ def _warnings(facts: dict[str, Any], config: Config) -> list[str]:
     if not config.distill.trains:
         found.append(
             f"The student's weights are those that were given ({config.distill.weights}), not trained here: which "
-            "teacher and faces they learnt from, and on what terms, is told where they come from. The teacher named "
-            "here is what the student is compared with."
+            "teacher and faces they learnt from, and on what terms, is told where they come from, and whether they saw "
+            "the test people is not known here. The teacher named here is what the student is compared with."
         )
     elif config.distill.weights is not None:
         found.append(

@@ -1,6 +1,5 @@
 """Any frozen embedder in an ONNX file: `onnx:FILE`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from faces.errors import UserError
+from faces.threads import cores
 from teachers.backbones import Backbone
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -129,7 +129,7 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no ONNX file {path}; an ONNX teacher is named onnx:FILE, options behind a '?'")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = cores()
     options.log_severity_level = 4  # what goes wrong comes as an exception
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

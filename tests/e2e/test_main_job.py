@@ -338,6 +338,7 @@ def test_trained_weights_are_exported_and_measured_as_they_are(copy, people):
     for text in (page, card):
         assert "distilled from" not in text
         assert "rained on" not in text
+        assert "whether they saw the test people is not known here" in text
     refused = CliRunner().invoke(zoo_main, [str(copy)])
     assert refused.exit_code == 2
     assert "was not trained there" in refused.output
